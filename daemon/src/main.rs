@@ -1,0 +1,2 @@
+//! The `fruixd` program.
+fn main() {}
