@@ -1,1 +1,109 @@
-//! See docs/architecture.md.
+//! The store on disk.
+//!
+//! A [`Store`] is one store directory (`/gnu/store`, `/frx/store`, …) with its state directory: the database of valid paths, locks,
+//! garbage-collector roots, and everything that changes them. It is synchronous and knows neither clients nor builds.
+//!
+//! What holds at every moment, whatever dies:
+//!
+//! - what the database calls valid is on the disk, canonical (mode 0444 or 0555, modification time 1, owned by the daemon) and complete;
+//! - whatever else lies in the store directory is garbage, and may be deleted by whoever holds the path's lock;
+//! - a guix-daemon may work on the same store at the same time: names, formats and locks are the same.
+//!
+//! Files are reached through held directory descriptors only, and no symbolic link is followed below them.
+
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
+
+mod add;
+mod canonicalise;
+mod config;
+mod db;
+mod error;
+mod failed;
+pub mod fsutil;
+mod gc;
+mod info;
+mod layout;
+mod links;
+mod locks;
+mod nar_fs;
+mod optimise;
+mod register;
+mod roots;
+mod scan;
+mod staging;
+mod sync;
+mod temproots;
+mod users;
+mod verify;
+
+#[cfg(test)]
+mod testing;
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use fruix_drv::{StoreDir, StorePath};
+
+pub use canonicalise::InodesSeen;
+pub use config::Config;
+pub use error::{Error, Result};
+pub use info::PathInfo;
+pub use layout::ensure_store_writable;
+// pub use scan::Scanned;
+pub use staging::StagedDir;
+
+/// A store directory and its state, open for reading and writing.
+///
+/// Cheap to clone; every clone is the same store. All methods may be called from any thread, and block.
+#[derive(Clone, Debug)]
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Inner {
+    config: Config,
+    dir: OwnedFd,
+    db: db::Db,
+    drv_hashes: Mutex<fruix_drv::ModuloCache>,
+    staging: staging::Staging,
+    // Held, never read: as long as it is open no other process may change the schema.
+    _big_lock: OwnedFd,
+}
+
+impl Store {
+    /// How the store was opened.
+    pub fn config(&self) -> &Config {
+        &self.inner.config
+    }
+
+    /// The store directory's name, as it goes into hashes.
+    pub fn store_dir(&self) -> &StoreDir {
+        &self.inner.config.store_dir
+    }
+
+    /// The store directory itself, open for reading. Everything below is reached through it.
+    pub fn dir(&self) -> BorrowedFd<'_> {
+        self.inner.dir.as_fd()
+    }
+
+    /// The file name of `path`, whether or not it exists.
+    pub fn real_path(&self, path: &StorePath) -> PathBuf {
+        PathBuf::from(self.print(path))
+    }
+
+    /// `path` as users and clients write it.
+    pub fn print(&self, path: &StorePath) -> String {
+        self.store_dir().display(path).to_string()
+    }
+
+    pub(crate) fn db(&self) -> &db::Db {
+        &self.inner.db
+    }
+
+    /// The state directory, `/var/guix` with Guix's defaults.
+    pub fn state_dir(&self) -> &Path {
+        &self.inner.config.state_dir
+    }
+}

@@ -1,0 +1,1 @@
+//! Adding to the store.

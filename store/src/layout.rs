@@ -1,0 +1,349 @@
+//! Opening a store: its directories, their owners and modes, the database's files.
+//!
+//! ```text
+//! STORE/             1775 root:BUILD-GROUP (0755 without build users)
+//! STORE/.links/      one hard link for each file that deduplication knows
+//! STATE/gcroots/     with `profiles`, a symbolic link to STATE/profiles
+//! STATE/profiles/per-user/NAME
+//! STATE/temproots/PID
+//! STATE/{userpool,substitute,daemon-socket}
+//! DB/db.sqlite, DB/schema ("7"), DB/reserved, DB/big-lock
+//! ```
+
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use fruix_drv::StorePath;
+use nix::dir::Dir;
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, FcntlArg, OFlag, fcntl, openat};
+use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmod, fchmodat, fstat};
+use nix::sys::statvfs::{FsFlags, statvfs};
+use nix::unistd::{Gid, Uid, fchown, geteuid};
+
+use crate::db::{Db, SCHEMA};
+use crate::fsutil::{self, kind, lstat_at, make_dirs, permissions};
+use crate::staging::{Staging, is_staging};
+use crate::{Config, Error, Inner, Result, Store};
+
+/// Items beside an empty database that may be what a crash left of the very first additions.
+const LEFTOVERS: usize = 64;
+
+/// Makes the store directory writable for this process, when it is a read-only mount (as on Guix System), by leaving the mount
+/// namespace for one of its own.
+///
+/// To be called while the process has a single thread, and before the processes are started that are to write there as well.
+///
+/// # Errors
+/// [`Error::ReadOnlyStore`] when it is read-only and this is not root, or the platform cannot do it.
+pub fn ensure_store_writable(config: &Config) -> Result<()> {
+    let path = Path::new(config.store_dir.as_str());
+    make_dirs(path, 0o755)?;
+    let flags = statvfs(path)
+        .map_err(Error::io("getting info about the store mount point", path))?
+        .flags();
+    if !flags.contains(FsFlags::ST_RDONLY) {
+        return Ok(());
+    }
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    if geteuid().is_root() {
+        use nix::mount::{MsFlags, mount};
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)
+            .map_err(Error::io("setting up a private mount namespace for", path))?;
+        let remount = MsFlags::MS_REMOUNT | MsFlags::MS_BIND;
+        mount(None::<&str>, path, Some("none"), remount, None::<&str>)
+            .map_err(Error::io("remounting writable", path))?;
+        return Ok(());
+    }
+    Err(Error::ReadOnlyStore {
+        path: path.to_owned(),
+    })
+}
+
+impl Store {
+    /// Opens a store, and makes whatever of it is missing.
+    ///
+    /// # Errors
+    /// [`Error::UnknownItems`] when the store directory is in use with another database, [`Error::SymlinkedStore`],
+    /// [`Error::SchemaTooNew`], [`Error::OpenDatabase`], [`Error::BuildGroup`], and [`Error::Io`].
+    pub fn open(config: Config) -> Result<Store> {
+        let store = Path::new(config.store_dir.as_str());
+        make_dirs(store, 0o755)?;
+        if !config.allow_symlinked_store {
+            refuse_symlinks(store)?;
+        }
+        let dir = fsutil::open_dir(store).map_err(Error::io("opening", store))?;
+        let fresh = check_database(&config, dir.as_fd())?;
+
+        make_state_dirs(&config)?;
+        own_store_dir(&config, dir.as_fd())?;
+        make_dirs(&store.join(".links"), 0o755)?;
+        reserve(&config);
+
+        let big_lock = share_big_lock(&config)?;
+        let schema = config.db_dir.join("schema");
+        match read_schema(&schema)? {
+            None => {}
+            Some(found) if found > SCHEMA => {
+                return Err(Error::SchemaTooNew {
+                    found,
+                    supported: SCHEMA,
+                });
+            }
+            Some(found) if found < SCHEMA => return Err(Error::SchemaTooOld { found }),
+            Some(_) => {}
+        }
+        let db = Db::open(&config.db_dir.join("db.sqlite"), config.durable)?;
+        if fresh {
+            write_schema(&schema)?;
+        }
+
+        let staging = Staging::open(dir.as_fd(), &config.store_dir, |_| Ok(()))?;
+        let inner = Inner {
+            config,
+            dir,
+            db,
+            drv_hashes: Mutex::default(),
+            staging,
+            _big_lock: big_lock,
+        };
+        Ok(Store {
+            inner: Arc::new(inner),
+        })
+    }
+
+    /// Gives back the space held in `DB/reserved`, so that a collection can work on a full disk.
+    pub fn release_reserve(&self) {
+        let path = self.config().db_dir.join("reserved");
+        if let Err(error) = std::fs::remove_file(&path)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(path = %path.display(), %error, "cannot give back the reserved space");
+        }
+    }
+
+    /// Takes the space of [`Config::reserve_space`] again, if there is enough.
+    pub fn take_reserve(&self) {
+        reserve(self.config());
+    }
+}
+
+/// Refuses a store directory with a symbolic link in its name: what a builder writes there would have two names.
+fn refuse_symlinks(store: &Path) -> Result<()> {
+    for path in store.ancestors() {
+        let stat = nix::sys::stat::lstat(path).map_err(Error::io("getting status of", path))?;
+        if kind(&stat) == SFlag::S_IFLNK {
+            return Err(Error::SymlinkedStore {
+                path: path.to_owned(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Whether the database is yet to be made. Refuses when the store directory has items that it will not or does not know.
+fn check_database(config: &Config, dir: BorrowedFd<'_>) -> Result<bool> {
+    let schema = config.db_dir.join("schema");
+    let file = config.db_dir.join("db.sqlite");
+    let fresh = read_schema(&schema)?.is_none() || !file.exists();
+    if !fresh && Db::has_paths(&file)? {
+        return Ok(false);
+    }
+    if config.adopt_items {
+        return Ok(fresh);
+    }
+    let born = if fresh {
+        None
+    } else {
+        let stat =
+            nix::sys::stat::stat(&schema).map_err(Error::io("getting status of", &schema))?;
+        Some((stat.st_mtime, stat.st_mtime_nsec))
+    };
+    let shown = Path::new(config.store_dir.as_str());
+    let mut listing = Dir::openat(
+        dir,
+        ".",
+        OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
+        Mode::empty(),
+    )
+    .map_err(Error::io("opening", shown))?;
+    let mut items = 0;
+    let mut older = false;
+    for entry in listing.iter() {
+        let entry = entry.map_err(Error::io("reading directory", shown))?;
+        let name = entry.file_name().to_bytes();
+        if StorePath::from_base_name(name).is_err()
+            || is_staging(name)
+            || name.ends_with(b".lock")
+            || name.ends_with(b".chroot")
+        {
+            continue;
+        }
+        items += 1;
+        // Whatever the first additions to a new store left when they were killed is younger than the database.
+        older = older
+            || match (born, lstat_at(dir, std::ffi::OsStr::from_bytes(name))) {
+                (Some(born), Ok(stat)) => (stat.st_ctime, stat.st_ctime_nsec) < born,
+                (None, _) => true,
+                (_, Err(_)) => false,
+            };
+        if items > LEFTOVERS {
+            break;
+        }
+    }
+    if items > LEFTOVERS || older {
+        return Err(Error::UnknownItems {
+            store: shown.to_owned(),
+            database: config.db_dir.clone(),
+            items,
+        });
+    }
+    Ok(fresh)
+}
+
+fn make_state_dirs(config: &Config) -> Result<()> {
+    let state = &config.state_dir;
+    let profiles = state.join("profiles");
+    make_dirs(&profiles, 0o755)?;
+    make_dirs(&state.join("temproots"), 0o755)?;
+    make_dirs(&config.db_dir, 0o755)?;
+    make_dirs(&config.log_dir, 0o755)?;
+    for name in ["userpool", "substitute", "daemon-socket"] {
+        make_dirs(&state.join(name), 0o755)?;
+    }
+    let gcroots = state.join("gcroots");
+    if make_dirs(&gcroots, 0o755)? {
+        let link = gcroots.join("profiles");
+        match nix::unistd::symlinkat(&profiles, AT_FDCWD, &link) {
+            Ok(()) | Err(Errno::EEXIST) => {}
+            Err(error) => return Err(Error::io("creating symlink", &link)(error)),
+        }
+    }
+    let per_user = profiles.join("per-user");
+    make_dirs(&per_user, 0o755)?;
+    if geteuid().is_root() && config.build_users_gid.is_some() {
+        // Once, this directory was open to everyone, who could then make another's profile directory.
+        fchmodat(
+            AT_FDCWD,
+            &per_user,
+            Mode::from_bits_truncate(0o755),
+            FchmodatFlags::FollowSymlink,
+        )
+        .map_err(Error::io("could not set permissions to 755 on", &per_user))?;
+    }
+    Ok(())
+}
+
+fn own_store_dir(config: &Config, dir: BorrowedFd<'_>) -> Result<()> {
+    let Some(gid) = config.build_users_gid else {
+        return Ok(());
+    };
+    if gid == 0 {
+        return Err(Error::BuildGroup);
+    }
+    if !geteuid().is_root() {
+        return Ok(());
+    }
+    let shown = Path::new(config.store_dir.as_str());
+    let stat = fstat(dir).map_err(Error::io("getting attributes of path", shown))?;
+    let mode = Mode::from_bits_truncate(0o1775);
+    if stat.st_uid != 0 || stat.st_gid != gid || permissions(&stat) != mode {
+        fchown(dir, Some(Uid::from_raw(0)), Some(Gid::from_raw(gid)))
+            .map_err(Error::io("changing ownership of path", shown))?;
+        fchmod(dir, mode).map_err(Error::io("changing permissions on path", shown))?;
+    }
+    Ok(())
+}
+
+/// Makes `DB/reserved` as large as it should be. Failing is no error: there is just nothing to give back later.
+fn reserve(config: &Config) {
+    let path = config.db_dir.join("reserved");
+    if config.reserve_space == 0 {
+        let _ = std::fs::remove_file(&path);
+        return;
+    }
+    if std::fs::metadata(&path).is_ok_and(|data| data.len() == config.reserve_space) {
+        return;
+    }
+    if let Err(error) = fill_reserve(&path, config.reserve_space) {
+        tracing::debug!(path = %path.display(), %error, "cannot reserve space");
+    }
+}
+
+fn fill_reserve(path: &Path, size: u64) -> io::Result<()> {
+    let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let mut file = std::fs::File::from(openat(
+        AT_FDCWD,
+        path,
+        flags,
+        Mode::S_IRUSR | Mode::S_IWUSR,
+    )?);
+    // Bytes, since allocating without writing is not everywhere to be had, nor everywhere kept.
+    io::copy(&mut io::repeat(b'X').take(size), &mut file)?;
+    file.set_len(size)
+}
+
+/// Opens `DB/big-lock` and takes it for reading, as long as the store is open: no one may change the schema meanwhile.
+fn share_big_lock(config: &Config) -> Result<OwnedFd> {
+    let path = config.db_dir.join("big-lock");
+    let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_CLOEXEC;
+    let file = openat(AT_FDCWD, &path, flags, Mode::S_IRUSR | Mode::S_IWUSR)
+        .map_err(Error::io("opening lock file", &path))?;
+    // The type of the fields differs between platforms.
+    #[allow(clippy::unnecessary_cast)]
+    let lock = nix::libc::flock {
+        l_type: nix::libc::F_RDLCK as nix::libc::c_short,
+        l_whence: nix::libc::SEEK_SET as nix::libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+        #[cfg(target_os = "freebsd")]
+        l_sysid: 0,
+    };
+    loop {
+        match fcntl(&file, FcntlArg::F_SETLK(&lock)) {
+            Ok(_) => return Ok(file),
+            Err(Errno::EACCES | Errno::EAGAIN) => {
+                tracing::warn!("waiting for the big store lock...");
+                match fcntl(&file, FcntlArg::F_SETLKW(&lock)) {
+                    Ok(_) => return Ok(file),
+                    Err(Errno::EINTR) => {}
+                    Err(error) => return Err(Error::io("acquiring lock", &path)(error)),
+                }
+            }
+            Err(Errno::EINTR) => {}
+            Err(error) => return Err(Error::io("acquiring lock", &path)(error)),
+        }
+    }
+}
+
+fn read_schema(path: &Path) -> Result<Option<i64>> {
+    let mut text = String::new();
+    match std::fs::File::open(path).and_then(|file| file.take(64).read_to_string(&mut text)) {
+        Ok(_) => match text.trim_end().parse() {
+            // Upstream takes 0 for a database that is yet to be made.
+            Ok(0) => Ok(None),
+            Ok(version) => Ok(Some(version)),
+            Err(_) => Err(Error::CorruptSchema {
+                path: path.to_owned(),
+            }),
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::io("reading", path)(error)),
+    }
+}
+
+/// Writes `DB/schema`, last of all, so that its presence and age tell of a complete database.
+fn write_schema(path: &Path) -> Result<()> {
+    let temporary = path.with_extension(format!("tmp-{}", std::process::id()));
+    let write = || {
+        let mut file = std::fs::File::create(&temporary)?;
+        file.write_all(SCHEMA.to_string().as_bytes())?;
+        file.sync_all()?;
+        std::fs::rename(&temporary, path)
+    };
+    write().map_err(Error::io("writing", path))
+}

@@ -1,0 +1,1 @@
+//! Deduplicating a whole store.

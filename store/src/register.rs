@@ -1,0 +1,332 @@
+//! Making paths valid, and invalid again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
+use std::io::Read;
+use std::sync::{MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use fruix_drv::modulo::{ModuloError, VerifyError};
+use fruix_drv::{Derivation, ModuloCache, StorePath, aterm, verify_output_paths};
+use nix::sys::stat::{SFlag, fstat};
+use rusqlite::{Connection, Transaction};
+
+use crate::fsutil::{kind, open_file_at};
+use crate::info::row_id;
+use crate::{Error, PathInfo, Result, Store};
+
+/// Hashes of derivations that are kept, about 200 bytes each.
+const KNOWN_DERIVATIONS: usize = 50_000;
+
+/// Seconds since 1970.
+pub(crate) fn now() -> i64 {
+    let elapsed = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    i64::try_from(elapsed.as_secs()).unwrap_or(i64::MAX)
+}
+
+/// Derivations that are about to be registered, and need not be read back.
+pub(crate) type Parsed = BTreeMap<StorePath, Derivation>;
+
+impl Store {
+    /// Reads the derivation `path` from its file, valid or not.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::LargeDerivation`], [`Error::BadDerivation`].
+    pub fn read_derivation(&self, path: &StorePath) -> Result<Derivation> {
+        let shown = self.real_path(path);
+        let fd = open_file_at(self.dir(), OsStr::new(path.base_name()))
+            .map_err(Error::io("opening file", &shown))?;
+        let stat = fstat(&fd).map_err(Error::io("getting attributes of path", &shown))?;
+        if kind(&stat) != SFlag::S_IFREG {
+            return Err(self.bad_derivation(path, "it is no regular file".to_owned()));
+        }
+        let limit = aterm::MAX_SIZE as u64;
+        let mut bytes = Vec::with_capacity(
+            usize::try_from(stat.st_size)
+                .unwrap_or(0)
+                .min(aterm::MAX_SIZE),
+        );
+        std::fs::File::from(fd)
+            .take(limit.saturating_add(1))
+            .read_to_end(&mut bytes)
+            .map_err(Error::io("reading file", &shown))?;
+        self.parse_derivation(path, &bytes)
+    }
+
+    pub(crate) fn parse_derivation(&self, path: &StorePath, bytes: &[u8]) -> Result<Derivation> {
+        if bytes.len() > aterm::MAX_SIZE {
+            let (size, limit) = (bytes.len() as u64, aterm::MAX_SIZE as u64);
+            return Err(Error::LargeDerivation {
+                drv: self.print(path),
+                size,
+                limit,
+            });
+        }
+        aterm::parse(self.store_dir(), bytes)
+            .map_err(|error| self.bad_derivation(path, error.to_string()))
+    }
+
+    fn bad_derivation(&self, path: &StorePath, reason: String) -> Error {
+        Error::BadDerivation {
+            drv: self.print(path),
+            reason,
+        }
+    }
+
+    /// Registers paths that are on the disk, synced, in one transaction: all or none.
+    ///
+    /// A path that is valid already gets the new hash and size, and the new references on top of those it has. Of derivations the
+    /// outputs are noted, after a check that they are the right ones.
+    ///
+    /// # Errors
+    /// [`Error::NotValid`] for a reference that is neither valid nor among `infos`, [`Error::Cycle`], [`Error::IncorrectOutput`]
+    /// and its likes for derivations, [`Error::Database`].
+    pub fn register(&self, infos: &[PathInfo]) -> Result<()> {
+        self.register_parsed(infos, Parsed::new())
+    }
+
+    /// Like [`Store::register`], with the derivations among `infos` as far as they are known.
+    pub(crate) fn register_parsed(&self, infos: &[PathInfo], mut parsed: Parsed) -> Result<()> {
+        // Files are read and hashed before the transaction, which holds up everyone else.
+        for info in infos.iter().filter(|info| info.path.is_derivation()) {
+            if !parsed.contains_key(&info.path) {
+                parsed.insert(info.path.clone(), self.read_derivation(&info.path)?);
+            }
+        }
+        for (path, drv) in &parsed {
+            self.check_outputs_among(path, drv, &parsed)?;
+        }
+        self.db().write("registering valid paths", |db| {
+            for info in infos {
+                self.insert(db, info, parsed.get(&info.path))?;
+            }
+            let mut insert = db.prepare_cached(
+                "insert or replace into Refs (referrer, reference) values (?1, ?2)",
+            )?;
+            for info in infos {
+                let referrer = self.valid_id(db, &info.path)?;
+                for reference in &info.references {
+                    insert.execute((referrer, self.valid_id(db, reference)?))?;
+                }
+            }
+            self.refuse_cycles(db, infos)
+        })
+    }
+
+    fn valid_id(&self, db: &Connection, path: &StorePath) -> Result<i64> {
+        row_id(db, &self.print(path))?.ok_or_else(|| self.not_valid(path))
+    }
+
+    fn insert(
+        &self,
+        db: &Transaction<'_>,
+        info: &PathInfo,
+        drv: Option<&Derivation>,
+    ) -> Result<()> {
+        let path = self.print(&info.path);
+        let hash = info.nar_hash.to_string();
+        let size = (info.nar_size != 0).then(|| i64::try_from(info.nar_size).unwrap_or(i64::MAX));
+        if row_id(db, &path)?.is_some() {
+            db.prepare_cached("update ValidPaths set narSize = ?1, hash = ?2 where path = ?3")?
+                .execute((size, hash, path))?;
+            return Ok(());
+        }
+        let time = match info.registration_time {
+            0 => now(),
+            time => i64::try_from(time).unwrap_or(i64::MAX),
+        };
+        let deriver = info.deriver.as_ref().map(|deriver| self.print(deriver));
+        let id = db
+            .prepare_cached("insert into ValidPaths (path, hash, registrationTime, deriver, narSize) values (?1, ?2, ?3, ?4, ?5)")?
+            .insert((path, hash, time, deriver, size))?;
+        if let Some(drv) = drv {
+            let mut insert = db.prepare_cached(
+                "insert or replace into DerivationOutputs (drv, id, path) values (?1, ?2, ?3)",
+            )?;
+            for (name, output) in &drv.outputs {
+                insert.execute((id, name, self.print(&output.path)))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses references that lead from one of `infos` over others of them back to it.
+    fn refuse_cycles(&self, db: &Connection, infos: &[PathInfo]) -> Result<()> {
+        if infos.len() < 2 {
+            return Ok(());
+        }
+        let mut edges: BTreeMap<&StorePath, Vec<&StorePath>> = BTreeMap::new();
+        let paths: BTreeMap<String, &StorePath> = infos
+            .iter()
+            .map(|info| (self.print(&info.path), &info.path))
+            .collect();
+        let mut query = db.prepare_cached(
+            "select path from Refs join ValidPaths on reference = id where referrer = ?1",
+        )?;
+        for (printed, path) in &paths {
+            let Some(id) = row_id(db, printed)? else {
+                continue;
+            };
+            let mut rows = query.query([id])?;
+            let mut to = BTreeSet::new();
+            while let Some(row) = rows.next()? {
+                let reference = row.get_ref(0)?.as_str().map_err(rusqlite::Error::from)?;
+                to.extend(paths.get(reference).filter(|to| *to != path).copied());
+            }
+            // Taken from the end, so the last is the first to be looked at.
+            edges.insert(path, to.into_iter().rev().collect());
+        }
+        match find_cycle(edges) {
+            Some(path) => Err(Error::Cycle {
+                path: self.print(&path),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// Checks that the outputs of the derivation `path`, whose inputs must be valid, have the paths that follow from the rest of it.
+    ///
+    /// # Errors
+    /// [`Error::IncorrectOutput`], [`Error::NotValid`], [`Error::BadDerivation`], [`Error::BadName`].
+    pub fn check_outputs(&self, path: &StorePath, drv: &Derivation) -> Result<()> {
+        self.check_outputs_among(path, drv, &Parsed::new())
+    }
+
+    fn check_outputs_among(
+        &self,
+        path: &StorePath,
+        drv: &Derivation,
+        parsed: &Parsed,
+    ) -> Result<()> {
+        let Some(name) = path.derivation_name() else {
+            return Err(self.bad_derivation(path, "its name does not end in `.drv'".to_owned()));
+        };
+        if drv.is_fixed_output() && !drv.outputs.contains_key("out") {
+            return Err(Error::NoOut {
+                drv: self.print(path),
+            });
+        }
+        let mut known = self.drv_hashes();
+        if known.len() > KNOWN_DERIVATIONS {
+            known.clear();
+        }
+        let mut load = |input: &StorePath| match parsed.get(input) {
+            Some(drv) => Ok(drv.clone()),
+            None if self.is_valid(input)? => self.read_derivation(input),
+            None => Err(self.not_valid(input)),
+        };
+        let result = verify_output_paths(self.store_dir(), name, drv, &mut |input| {
+            known.hash(self.store_dir(), input, &mut load)
+        });
+        result.map_err(|error| match error {
+            VerifyError::IncorrectOutput {
+                found, expected, ..
+            } => Error::IncorrectOutput {
+                drv: self.print(path),
+                found: self.print(&found),
+                expected: self.print(&expected),
+            },
+            VerifyError::Input {
+                source: ModuloError::Load { source, .. },
+                ..
+            } => source,
+            VerifyError::Input { source, .. } => self.bad_derivation(path, source.to_string()),
+            other => Error::BadName {
+                reason: other.to_string(),
+            },
+        })
+    }
+
+    pub(crate) fn drv_hashes(&self) -> MutexGuard<'_, ModuloCache> {
+        // Entries are complete or absent, whatever panicked.
+        self.inner
+            .drv_hashes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Stores hash and size of the valid path `info.path` anew, for repairs of the database; nothing else of `info` is looked at.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub fn update_path_info(&self, info: &PathInfo) -> Result<()> {
+        let size = (info.nar_size != 0).then(|| i64::try_from(info.nar_size).unwrap_or(i64::MAX));
+        self.db().write("updating path info", |db| {
+            db.prepare_cached("update ValidPaths set narSize = ?1, hash = ?2 where path = ?3")?
+                .execute((size, info.nar_hash.to_string(), self.print(&info.path)))?;
+            Ok(())
+        })
+    }
+
+    /// Makes `paths` invalid, in one transaction: all or none. Their files stay.
+    ///
+    /// # Errors
+    /// [`Error::InUse`] when a valid path that is not among them refers to one of them; [`Error::Database`].
+    pub fn invalidate(&self, paths: &BTreeSet<StorePath>) -> Result<()> {
+        self.db().write("invalidating path in database", |db| {
+            let mut ids = Vec::with_capacity(paths.len());
+            let mut unrefer = db.prepare_cached("delete from Refs where referrer = ?1")?;
+            for path in paths {
+                if let Some(id) = row_id(db, &self.print(path))? {
+                    unrefer.execute([id])?;
+                    ids.push((id, path));
+                }
+            }
+            let mut referrers = db.prepare_cached("select v.path from Refs r join ValidPaths v on r.referrer = v.id where r.reference = ?1")?;
+            let mut delete = db.prepare_cached("delete from ValidPaths where id = ?1")?;
+            for (id, path) in ids {
+                let using = referrers.query_map([id], |row| row.get::<_, String>(0))?.collect::<Result<BTreeSet<_>, _>>()?;
+                if !using.is_empty() {
+                    let quoted: Vec<String> = using.iter().map(|path| format!("`{path}'")).collect();
+                    return Err(Error::InUse { path: self.print(path), referrers: quoted.join(", ") });
+                }
+                delete.execute([id])?;
+            }
+            Ok(())
+        })?;
+        let mut known = self.drv_hashes();
+        for path in paths.iter().filter(|path| path.is_derivation()) {
+            known.forget(path);
+        }
+        Ok(())
+    }
+
+    /// Gives the database's unused pages back to the file system.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub fn vacuum_database(&self) -> Result<()> {
+        self.db().vacuum()
+    }
+}
+
+/// A node that is reached again while its own edges are being followed, if there is one. Edges are consumed from the end.
+fn find_cycle(mut edges: BTreeMap<&StorePath, Vec<&StorePath>>) -> Option<StorePath> {
+    let mut visited = BTreeSet::new();
+    let nodes: Vec<&StorePath> = edges.keys().copied().collect();
+    for node in nodes {
+        if !visited.insert(node) {
+            continue;
+        }
+        let mut stack = vec![node];
+        let mut parents = BTreeSet::from([node]);
+        while let Some(&top) = stack.last() {
+            match edges.get_mut(top).and_then(Vec::pop) {
+                Some(next) if parents.contains(next) => return Some(next.clone()),
+                Some(next) => {
+                    if visited.insert(next) {
+                        parents.insert(next);
+                        stack.push(next);
+                    }
+                }
+                None => {
+                    parents.remove(top);
+                    stack.pop();
+                }
+            }
+        }
+    }
+    None
+}

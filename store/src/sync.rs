@@ -1,0 +1,1 @@
+//! Getting data onto the disk.
