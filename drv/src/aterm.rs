@@ -408,3 +408,193 @@ fn string(out: &mut Vec<u8>, text: impl AsRef<[u8]>) {
     out.extend_from_slice(rest);
     out.push(b'"');
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use proptest::{collection, prelude::*};
+
+    use super::*;
+
+    fn dir() -> StoreDir {
+        StoreDir::new("/some/store")
+    }
+
+    fn bytes() -> impl Strategy<Value = BString> {
+        let special = prop::sample::select(b"\"\\\n\r\t,[]()nrt".to_vec());
+        collection::vec(prop_oneof![1..=255u8, special], 0..20).prop_map(BString::from)
+    }
+
+    fn store_path() -> impl Strategy<Value = StorePath> {
+        "[0-9a-df-np-sv-z]{32}-[A-Za-z0-9+_?=-][A-Za-z0-9+._?=-]{0,9}"
+            .prop_map(|name| StorePath::from_base_name(name).unwrap())
+    }
+
+    fn derivation() -> impl Strategy<Value = Derivation> {
+        let output = (store_path(), ".{0,9}", ".{0,9}").prop_map(|(path, hash_algo, hash)| {
+            DerivationOutput {
+                path,
+                hash_algo: hash_algo.replace('\0', ""),
+                hash: hash.replace('\0', ""),
+            }
+        });
+        let name = || "[^\0]{0,5}";
+        (
+            collection::btree_map(name(), output, 0..4),
+            collection::btree_map(store_path(), collection::btree_set(name(), 0..3), 0..4),
+            collection::btree_set(store_path(), 0..4),
+            bytes(),
+            bytes(),
+            collection::vec(bytes(), 0..4),
+            collection::btree_map(bytes(), bytes(), 0..6),
+        )
+            .prop_map(
+                |(outputs, input_drvs, input_srcs, platform, builder, args, env)| Derivation {
+                    outputs,
+                    input_drvs,
+                    input_srcs,
+                    platform,
+                    builder,
+                    args,
+                    env,
+                },
+            )
+    }
+
+    proptest! {
+        #[test]
+        fn print_then_parse(drv in derivation()) {
+            let printed = print(&dir(), &drv);
+            prop_assert_eq!(parse(&dir(), &printed).unwrap(), drv);
+            // Nothing that is needed is at the end, and nothing less is a derivation.
+            let end = parse(&dir(), &printed[..printed.len() - 1]).unwrap_err();
+            prop_assert_eq!(end, ParseError { offset: printed.len() - 1, reason: Reason::Expected(")") });
+        }
+
+        #[test]
+        fn damage_is_noticed_or_prints_stably(
+            drv in derivation(),
+            at in any::<prop::sample::Index>(),
+            byte in any::<u8>(),
+            cut in any::<bool>(),
+        ) {
+            let mut bytes = print(&dir(), &drv);
+            let at = at.index(bytes.len());
+            if cut { bytes.truncate(at) } else { bytes[at] = byte }
+            match parse(&dir(), &bytes) {
+                Err(error) => prop_assert!(error.offset <= bytes.len()),
+                Ok(drv) => prop_assert_eq!(parse(&dir(), &print(&dir(), &drv)).unwrap(), drv),
+            }
+        }
+
+        #[test]
+        fn arbitrary_bytes_do_no_harm(bytes in collection::vec(any::<u8>(), 0..300)) {
+            let _ = parse(&dir(), &bytes);
+            let _ = parse(&dir(), &[b"Derive([", &bytes[..]].concat());
+            let _ = parse(&dir(), &[b"Derive([],[],[],\"", &bytes[..]].concat());
+        }
+    }
+
+    #[test]
+    fn says_where_and_why() {
+        let path = "/some/store/00000000000000000000000000000000-x";
+        let cases: &[(&[u8], usize, &str)] = &[
+            (b"", 0, "expected string `Derive(['"),
+            (b"Derive([]", 9, "expected string `,['"),
+            (b"Derive([(\"out\"", 14, "expected string `,'"),
+            (b"Derive([(\"out\",\"x\"", 15, "bad path `x' in derivation"),
+            (
+                b"Derive([],[],[\"/x\"]",
+                14,
+                "bad path in derivation: path `/x' is not in the store",
+            ),
+            (
+                b"Derive([],[],[],\"abc",
+                16,
+                "string without end in derivation",
+            ),
+            (
+                b"Derive([],[],[],\"abc\\",
+                16,
+                "string without end in derivation",
+            ),
+            (
+                b"Derive([],[],[],\"ab\0\"",
+                19,
+                "string with a NUL in derivation",
+            ),
+            (
+                b"Derive([(\"\xff\",\"",
+                9,
+                "output `\\xFF' in derivation is not text",
+            ),
+        ];
+        for (bytes, offset, reason) in cases {
+            let error = parse(&dir(), bytes).unwrap_err();
+            let text = error.reason.to_string().replace('\u{fffd}', "\\xFF");
+            assert_eq!(
+                (error.offset, text.as_str()),
+                (*offset, *reason),
+                "{}",
+                bytes.as_bstr()
+            );
+        }
+        let deeper = format!("Derive([],[],[\"{path}/y\"]");
+        assert!(matches!(
+            parse(&dir(), deeper.as_bytes()).unwrap_err().reason,
+            Reason::NotStorePath(_)
+        ));
+        let elsewhere = format!("Derive([],[],[\"{path}\"],\"\",\"\",[],[])");
+        assert!(parse(&dir(), elsewhere.as_bytes()).is_ok());
+        assert!(parse(&StoreDir::new("/some/other"), elsewhere.as_bytes()).is_err());
+    }
+
+    #[test]
+    fn limits() {
+        let args = |count| {
+            format!("Derive([],[],[],\"\",\"\",[{}],[])", "\"\"".repeat(count)).into_bytes()
+        };
+        // Platform and builder are strings as well.
+        assert_eq!(
+            parse(&dir(), &args(MAX_STRINGS - 2)).unwrap().args.len(),
+            MAX_STRINGS - 2
+        );
+        assert_eq!(
+            parse(&dir(), &args(MAX_STRINGS - 1)).unwrap_err().reason,
+            Reason::TooManyStrings
+        );
+        let mut long = args(0);
+        long.resize(MAX_SIZE, b' ');
+        assert!(parse(&dir(), &long).is_ok());
+        long.push(b' ');
+        assert_eq!(parse(&dir(), &long).unwrap_err().reason, Reason::TooLong);
+    }
+
+    /// Best of three, so that a busy machine does not matter.
+    fn seconds(bytes: &[u8]) -> f64 {
+        let time = |_| {
+            let start = Instant::now();
+            parse(&dir(), bytes).unwrap();
+            start.elapsed().as_secs_f64()
+        };
+        (0..3).map(time).fold(f64::INFINITY, f64::min)
+    }
+
+    #[test]
+    fn time_is_linear() {
+        // Where a quadratic parser would hide: many escapes in one string, many strings.
+        for unit in ["\\n", "\",\"", "abcdef\"\""] {
+            let drv = |size: usize| {
+                let args = unit.repeat(size / unit.len());
+                format!("Derive([],[],[],\"\",\"\",[\"{args}\"],[])").into_bytes()
+            };
+            let (small, large) = (seconds(&drv(500_000)), seconds(&drv(5_000_000)));
+            // Ten times the bytes; a hundred times the time would be quadratic.
+            assert!(
+                large < 40.0 * small.max(0.002),
+                "{unit:?}: {small} s, {large} s"
+            );
+        }
+    }
+}

@@ -402,3 +402,66 @@ impl io::Write for Hasher {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn refusals() {
+        let parse = |text: &str| Hash::parse(HashAlgo::Sha1, text).unwrap_err().to_string();
+        assert_eq!(parse("x"), "hash `x' has wrong length for hash type `sha1'");
+        let odd = "g".repeat(40);
+        assert_eq!(parse(&odd), format!("invalid hash `{odd}'"));
+        let odd = "e".repeat(32);
+        assert_eq!(parse(&odd), format!("invalid hash `{odd}'"));
+        assert_eq!(
+            "sha257:".parse::<Hash>().unwrap_err().to_string(),
+            "unknown hash algorithm `sha257'"
+        );
+        assert_eq!(
+            "sha256".parse::<Hash>().unwrap_err().to_string(),
+            "hash `sha256' does not name its algorithm"
+        );
+        assert!(Hash::from_bytes(HashAlgo::Md5, &[0; 15]).is_err());
+    }
+
+    #[test]
+    fn folding() {
+        let hash = Hash::from_bytes(HashAlgo::Sha256, &(1..=32).collect::<Vec<u8>>()).unwrap();
+        let folded: Vec<u8> = (1..=20)
+            .map(|i| if i <= 12 { i ^ (i + 20) } else { i })
+            .collect();
+        assert_eq!(hash.compress(20), folded);
+        assert_eq!(hash.compress(0), []);
+        assert_eq!(hash.compress(40), [hash.as_bytes(), &[0; 8]].concat());
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_make_no_difference(data in prop::collection::vec(any::<u8>(), 0..300), at in any::<prop::sample::Index>()) {
+            for algo in HashAlgo::ALL {
+                let (one, two) = data.split_at(at.index(data.len() + 1));
+                let mut hasher = Hasher::new(algo);
+                hasher.write_all(one).unwrap();
+                let fork = hasher.clone();
+                hasher.update(two);
+                prop_assert_eq!((hasher.count(), hasher.algo()), (data.len() as u64, algo));
+                prop_assert_eq!(hasher.finish(), Hash::of(algo, &data));
+                prop_assert_eq!(fork.finish(), Hash::of(algo, one));
+            }
+        }
+
+        #[test]
+        fn any_text(text in ".{0,130}") {
+            for algo in HashAlgo::ALL {
+                let _ = Hash::parse(algo, &text);
+            }
+            let _ = Hash::parse_prefixed(&text);
+        }
+    }
+}

@@ -265,3 +265,135 @@ pub fn verify_output_paths<E>(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use super::*;
+    use crate::{DerivationOutput, base32};
+
+    fn dir() -> StoreDir {
+        StoreDir::new("/some/store")
+    }
+
+    fn drv_path(n: u32) -> StorePath {
+        let hash = base32::encode(&Hash::sha256(n.to_le_bytes()).compress(20));
+        StorePath::from_base_name(format!("{hash}-n{n}.drv")).unwrap()
+    }
+
+    fn drv(inputs: impl IntoIterator<Item = u32>, hash: &str) -> Derivation {
+        let path = StorePath::from_base_name("00000000000000000000000000000000-out").unwrap();
+        let output = DerivationOutput {
+            path,
+            hash_algo: String::new(),
+            hash: hash.to_owned(),
+        };
+        Derivation {
+            outputs: BTreeMap::from([("out".to_owned(), output)]),
+            input_drvs: inputs
+                .into_iter()
+                .map(|n| (drv_path(n), BTreeSet::from(["out".to_owned()])))
+                .collect(),
+            input_srcs: BTreeSet::new(),
+            platform: "p".into(),
+            builder: "b".into(),
+            args: Vec::new(),
+            env: BTreeMap::new(),
+        }
+    }
+
+    /// The number in a path that [`drv_path`] made.
+    fn number(path: &StorePath) -> u32 {
+        path.derivation_name().unwrap()[1..].parse().unwrap()
+    }
+
+    #[test]
+    fn deep_chain_needs_no_stack() {
+        const DEPTH: u32 = 100_000;
+        // Under 100 bytes a level.
+        let thread = std::thread::Builder::new().stack_size(256 << 10).spawn(|| {
+            let mut loaded = 0;
+            let mut cache = ModuloCache::new();
+            let mut load = |path: &StorePath| {
+                loaded += 1;
+                let n = number(path);
+                Ok::<_, Infallible>(drv((n < DEPTH).then_some(n + 1), ""))
+            };
+            let hash = cache.hash(&dir(), &drv_path(0), &mut load).unwrap();
+            assert_eq!(cache.hash(&dir(), &drv_path(0), &mut load).unwrap(), hash);
+            assert_eq!(loaded, DEPTH + 1);
+            assert_eq!(cache.len(), loaded as usize);
+            // The definition, one level of it.
+            let below = cache.get(&drv_path(1)).unwrap();
+            let plain =
+                hash_derivation_modulo(&dir(), &drv([1], ""), &mut |_| Ok::<_, Infallible>(below))
+                    .unwrap();
+            assert_eq!(plain, hash);
+        });
+        thread.unwrap().join().unwrap();
+    }
+
+    #[test]
+    fn each_is_loaded_once() {
+        // Layers of two that need both of the layer below: 2^30 ways down.
+        let mut loaded = Vec::new();
+        let mut load = |path: &StorePath| {
+            let n = number(path);
+            loaded.push(n);
+            let below = n / 2 * 2 + 2;
+            Ok::<_, Infallible>(drv(
+                if n < 60 {
+                    vec![below, below + 1]
+                } else {
+                    vec![]
+                },
+                "",
+            ))
+        };
+        ModuloCache::new()
+            .hash(&dir(), &drv_path(0), &mut load)
+            .unwrap();
+        loaded.sort_unstable();
+        assert_eq!(loaded, std::iter::once(0).chain(2..62).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn circles_and_failures_are_reported() {
+        let mut cache = ModuloCache::new();
+        let round = |path: &StorePath| Ok::<_, Infallible>(drv([(number(path) + 1) % 3], ""));
+        let error = cache
+            .hash(&dir(), &drv_path(0), &mut { round })
+            .unwrap_err();
+        assert!(matches!(error, ModuloError::Cycle { path } if path == drv_path(0)));
+        let own = cache
+            .hash(&dir(), &drv_path(7), &mut |_| {
+                Ok::<_, Infallible>(drv([7], ""))
+            })
+            .unwrap_err();
+        assert!(matches!(own, ModuloError::Cycle { path } if path == drv_path(7)));
+        let fail = |path: &StorePath| {
+            if number(path) == 0 {
+                Ok(drv([1], ""))
+            } else {
+                Err("gone")
+            }
+        };
+        let error = cache.hash(&dir(), &drv_path(0), &mut { fail }).unwrap_err();
+        assert!(matches!(error, ModuloError::Load { path, source: "gone" } if path == drv_path(1)));
+        assert!(cache.is_empty());
+    }
+
+    #[test]
+    fn fixed_outputs_hide_their_inputs() {
+        let load =
+            |inputs: Option<u32>| move |_: &StorePath| Ok::<_, Infallible>(drv(inputs, "ab"));
+        let one = ModuloCache::new()
+            .hash(&dir(), &drv_path(0), &mut load(None))
+            .unwrap();
+        let other = ModuloCache::new()
+            .hash(&dir(), &drv_path(0), &mut load(Some(0)))
+            .unwrap();
+        assert_eq!(one, other);
+    }
+}

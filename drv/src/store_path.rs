@@ -281,3 +281,140 @@ impl AsRef<str> for StorePath {
         &self.0
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const BASE: &str = "0123456789abcdfghijklmnpqrsvwxyz-hello-2.12.3";
+
+    #[test]
+    fn names() {
+        let name = |len| "x".repeat(len);
+        for good in ["x", "+-._?=", "A.Z", "-", "a..", &name(MAX_NAME_LEN)] {
+            assert_eq!(check_name(good), Ok(()), "{good:?}");
+        }
+        for (bad, text) in [
+            ("", "invalid name: `' (can't be empty)"),
+            (".", "invalid name: `.' (can't begin with dot)"),
+            ("..", "invalid name: `..' (can't begin with dot)"),
+            (".x", "invalid name: `.x' (can't begin with dot)"),
+            ("a/b", "invalid character `/' in name `a/b'"),
+            ("a b", "invalid character ` ' in name `a b'"),
+            ("a\0", "invalid character `\0' in name `a\0'"),
+            ("a\n", "invalid character `\n' in name `a\n'"),
+            ("a!out", "invalid character `!' in name `a!out'"),
+        ] {
+            assert_eq!(check_name(bad).unwrap_err().to_string(), text);
+        }
+        assert!(check_name(b"\xe9").is_err() && check_name("é").is_err());
+        assert!(matches!(
+            check_name(name(MAX_NAME_LEN + 1)),
+            Err(StorePathError::NameTooLong { .. })
+        ));
+    }
+
+    #[test]
+    fn parts() {
+        let path = StorePath::from_base_name(BASE).unwrap();
+        assert_eq!((path.base_name(), path.to_string().as_str()), (BASE, BASE));
+        assert_eq!(
+            (path.hash_part(), path.name()),
+            ("0123456789abcdfghijklmnpqrsvwxyz", "hello-2.12.3")
+        );
+        assert_eq!(
+            (path.is_derivation(), path.derivation_name()),
+            (false, None)
+        );
+        let drv = StorePath::from_base_name(format!("{BASE}.drv.drv")).unwrap();
+        assert_eq!(
+            (drv.is_derivation(), drv.derivation_name()),
+            (true, Some("hello-2.12.3.drv"))
+        );
+        for bad in [
+            "",
+            "x",
+            &BASE[..32],
+            &BASE[..33],
+            &BASE[1..],
+            &BASE.replace('0', "e"),
+            &BASE.replace('a', "A"),
+            ".links",
+        ] {
+            assert!(StorePath::from_base_name(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn directory() {
+        let dir = StoreDir::new("/frx//./store/");
+        assert_eq!(
+            (dir.as_str(), &dir),
+            ("/frx/store", &StoreDir::checked("/frx/store").unwrap())
+        );
+        let path = dir.parse(format!("/frx/store/{BASE}")).unwrap();
+        assert_eq!(
+            (path.base_name(), dir.display(&path)),
+            (BASE, format!("/frx/store/{BASE}"))
+        );
+        for beneath in ["", "/", "/bin/hello", "/../x"] {
+            assert_eq!(
+                dir.to_store_path(format!("/frx/store/{BASE}{beneath}")),
+                Ok(path.clone())
+            );
+            assert!(dir.contains(format!("/frx/store/{BASE}{beneath}")));
+        }
+        for not in [
+            "",
+            "/",
+            "/frx",
+            "/frx/store",
+            "/frx/store/",
+            "/frx/stores",
+            "/frx/storex/y",
+            "frx/store/x",
+            "/gnu/store/x",
+            "//frx/store/x",
+            "/frx/store//x",
+            "/frx/store/./x",
+            "/frx/store/../x",
+        ] {
+            assert!(
+                !dir.contains(not) && dir.to_store_path(not).is_err() && dir.parse(not).is_err(),
+                "{not}"
+            );
+        }
+        assert!(
+            dir.contains("/frx/store/.links/x")
+                && dir.to_store_path("/frx/store/.links/x").is_err()
+        );
+        for deeper in ["/", "/bin"] {
+            let error = dir.parse(format!("/frx/store/{BASE}{deeper}")).unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                format!("path `/frx/store/{BASE}{deeper}' is not in the store")
+            );
+        }
+        for bad in ["", "/", "relative", "/a/../b", "/a:b", "/a\nb", "/a\"b"] {
+            assert!(StoreDir::checked(bad).is_err(), "{bad}");
+        }
+        assert!(
+            !StoreDir::new("relative").contains("relative/x") && !StoreDir::new("").contains("/x")
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes(bytes in prop::collection::vec(any::<u8>(), 0..60)) {
+            let dir = StoreDir::new("/s");
+            let _ = check_name(&bytes);
+            let whole = [b"/s/0123456789abcdfghijklmnpqrsvwxyz-", &bytes[..]].concat();
+            match dir.parse(&whole) {
+                Ok(path) => prop_assert_eq!(dir.display(&path).into_bytes(), whole),
+                Err(_) => prop_assert!(check_name(&bytes).is_err() || bytes.contains(&b'/')),
+            }
+        }
+    }
+}
