@@ -4,9 +4,8 @@ use std::{borrow::Cow, collections::BTreeSet, fmt};
 
 use bstr::{BString, ByteSlice};
 use nom::{
-    IResult, Parser,
-    bytes::complete::{is_not, tag},
-    combinator::opt,
+    IResult,
+    bytes::complete::tag,
     error::{ErrorKind, ParseError as NomError},
 };
 
@@ -66,10 +65,7 @@ struct Fault {
 
 impl NomError<&[u8]> for Fault {
     fn from_error_kind(input: &[u8], _: ErrorKind) -> Self {
-        Self {
-            left: input.len(),
-            reason: Reason::Unterminated,
-        }
+        Self { left: input.len(), reason: Reason::Unterminated }
     }
 
     fn append(_: &[u8], _: ErrorKind, other: Self) -> Self {
@@ -86,10 +82,7 @@ impl fmt::Debug for Fault {
 type Parsed<'i, T> = IResult<&'i [u8], T, Fault>;
 
 fn fail<T>(at: &[u8], reason: Reason) -> Parsed<'_, T> {
-    Err(nom::Err::Failure(Fault {
-        left: at.len(),
-        reason,
-    }))
+    Err(nom::Err::Failure(Fault { left: at.len(), reason }))
 }
 
 /// The fixed text `text`.
@@ -116,11 +109,14 @@ impl Reader<'_> {
         }
         let mut value = Cow::Borrowed(&[][..]);
         loop {
-            let (after, plain) = opt(is_not::<_, _, Fault>("\"\\\0")).parse(rest)?;
-            match plain {
-                Some(plain) if value.is_empty() => value = Cow::Borrowed(plain),
-                Some(plain) => value.to_mut().extend_from_slice(plain),
-                None => {}
+            let Some(at) = rest.find_byteset(b"\"\\\0") else {
+                return fail(input, Reason::Unterminated);
+            };
+            let (plain, after) = rest.split_at(at);
+            if value.is_empty() {
+                value = Cow::Borrowed(plain);
+            } else {
+                value.to_mut().extend_from_slice(plain);
             }
             match after {
                 [b'"', after @ ..] => return Ok((after, value)),
@@ -164,11 +160,7 @@ impl Reader<'_> {
     }
 
     /// The rest of a list after its `[`: each item may have a comma before it, or none, as guix-daemon has it.
-    fn items<'i>(
-        &mut self,
-        mut input: &'i [u8],
-        mut item: impl FnMut(&mut Self, &'i [u8]) -> Parsed<'i, ()>,
-    ) -> Parsed<'i, ()> {
+    fn items<'i>(&mut self, mut input: &'i [u8], mut item: impl FnMut(&mut Self, &'i [u8]) -> Parsed<'i, ()>) -> Parsed<'i, ()> {
         loop {
             input = match input {
                 [b']', rest @ ..] => return Ok((rest, ())),
@@ -199,14 +191,7 @@ impl Reader<'_> {
             let (input, hash_algo) = this.text(input)?;
             let (input, ()) = expect(input, ",")?;
             let (input, hash) = this.text(input)?;
-            drv.outputs.insert(
-                name,
-                DerivationOutput {
-                    path,
-                    hash_algo,
-                    hash,
-                },
-            );
+            drv.outputs.insert(name, DerivationOutput { path, hash_algo, hash });
             expect(input, ")")
         })?;
         let (input, ()) = expect(input, ",[")?;
@@ -257,13 +242,13 @@ impl Reader<'_> {
 
 /// Reads a derivation whose paths are in `dir`, in time linear in its length.
 ///
-/// It takes what guix-daemon takes. That includes texts which [`print`] does not give back:
+/// It takes what guix-daemon takes. That includes texts which [`print()`] does not give back:
 /// - lists out of order, and repetitions, of which the last counts (arguments are not concerned);
 /// - a comma after `[`, and items without a comma between them (but no comma before `]`);
 /// - a backslash before any other byte, which stands for that byte; control characters as they are;
 /// - whatever follows the last parenthesis.
 ///
-/// Store the bytes that came, not what [`print`] makes of them, where the difference matters.
+/// Store the bytes that came, not what [`print()`] makes of them, where the difference matters.
 ///
 /// It refuses some that guix-daemon's parser takes, but which can never be built there: paths that are absolute but
 /// not those of store items, strings with a NUL (guix-daemon hashes them as if they ended there), output names, hash
@@ -273,35 +258,25 @@ impl Reader<'_> {
 /// [`ParseError`] with the place: of a string (its opening quote) when it is wrong as a whole, else of the byte.
 pub fn parse(dir: &StoreDir, bytes: &[u8]) -> Result<Derivation, ParseError> {
     if bytes.len() > MAX_SIZE {
-        return Err(ParseError {
-            offset: MAX_SIZE,
-            reason: Reason::TooLong,
-        });
+        return Err(ParseError { offset: MAX_SIZE, reason: Reason::TooLong });
     }
     match (Reader { dir, strings: 0 }).derivation(bytes) {
         Ok((_, drv)) => Ok(drv),
-        Err(nom::Err::Error(fault) | nom::Err::Failure(fault)) => Err(ParseError {
-            offset: bytes.len().saturating_sub(fault.left),
-            reason: fault.reason,
-        }),
+        Err(nom::Err::Error(fault) | nom::Err::Failure(fault)) => {
+            Err(ParseError { offset: bytes.len().saturating_sub(fault.left), reason: fault.reason })
+        }
         // The parsers are nom's "complete" ones, which never ask for more.
-        Err(nom::Err::Incomplete(_)) => Err(ParseError {
-            offset: bytes.len(),
-            reason: Reason::Unterminated,
-        }),
+        Err(nom::Err::Incomplete(_)) => Err(ParseError { offset: bytes.len(), reason: Reason::Unterminated }),
     }
 }
 
 /// Writes a derivation as guix-daemon does, byte for byte; [`parse`] reads it back, unless a string has a NUL.
 pub fn print(dir: &StoreDir, drv: &Derivation) -> Vec<u8> {
-    let inputs = drv
-        .input_drvs
-        .iter()
-        .map(|(path, outputs)| (dir.display(path), outputs));
+    let inputs = drv.input_drvs.iter().map(|(path, outputs)| (dir.display(path), outputs));
     print_with(dir, drv, inputs, false)
 }
 
-/// [`print`], with something else in place of the paths of input derivations, in the order given; with `masked`, the
+/// [`print()`], with something else in place of the paths of input derivations, in the order given; with `masked`, the
 /// paths of outputs are empty, and so are the variables named after them, which are added when missing.
 pub(crate) fn print_with<'d>(
     dir: &StoreDir,
@@ -315,14 +290,7 @@ pub(crate) fn print_with<'d>(
         out.push(b'(');
         string(out, name);
         out.push(b',');
-        string(
-            out,
-            if masked {
-                String::new()
-            } else {
-                dir.display(&output.path)
-            },
-        );
+        string(out, if masked { String::new() } else { dir.display(&output.path) });
         out.push(b',');
         string(out, &output.hash_algo);
         out.push(b',');
@@ -338,9 +306,7 @@ pub(crate) fn print_with<'d>(
         out.push(b')');
     });
     out.push(b',');
-    list(&mut out, &drv.input_srcs, |out, path| {
-        string(out, dir.display(path))
-    });
+    list(&mut out, &drv.input_srcs, |out, path| string(out, dir.display(path)));
     out.push(b',');
     string(&mut out, &drv.platform);
     out.push(b',');
@@ -355,10 +321,7 @@ pub(crate) fn print_with<'d>(
         string(out, value);
         out.push(b')');
     };
-    let env = drv
-        .env
-        .iter()
-        .map(|(name, value)| (name.as_slice(), value.as_slice()));
+    let env = drv.env.iter().map(|(name, value)| (name.as_slice(), value.as_slice()));
     if masked {
         let mut env: std::collections::BTreeMap<&[u8], &[u8]> = env.collect();
         for name in drv.outputs.keys() {
@@ -372,11 +335,7 @@ pub(crate) fn print_with<'d>(
     out
 }
 
-fn list<T>(
-    out: &mut Vec<u8>,
-    items: impl IntoIterator<Item = T>,
-    mut item: impl FnMut(&mut Vec<u8>, T),
-) {
+fn list<T>(out: &mut Vec<u8>, items: impl IntoIterator<Item = T>, mut item: impl FnMut(&mut Vec<u8>, T)) {
     out.push(b'[');
     for (i, value) in items.into_iter().enumerate() {
         if i > 0 {
@@ -427,17 +386,14 @@ mod tests {
     }
 
     fn store_path() -> impl Strategy<Value = StorePath> {
-        "[0-9a-df-np-sv-z]{32}-[A-Za-z0-9+_?=-][A-Za-z0-9+._?=-]{0,9}"
-            .prop_map(|name| StorePath::from_base_name(name).unwrap())
+        "[0-9a-df-np-sv-z]{32}-[A-Za-z0-9+_?=-][A-Za-z0-9+._?=-]{0,9}".prop_map(|name| StorePath::from_base_name(name).unwrap())
     }
 
     fn derivation() -> impl Strategy<Value = Derivation> {
-        let output = (store_path(), ".{0,9}", ".{0,9}").prop_map(|(path, hash_algo, hash)| {
-            DerivationOutput {
-                path,
-                hash_algo: hash_algo.replace('\0', ""),
-                hash: hash.replace('\0', ""),
-            }
+        let output = (store_path(), ".{0,9}", ".{0,9}").prop_map(|(path, hash_algo, hash)| DerivationOutput {
+            path,
+            hash_algo: hash_algo.replace('\0', ""),
+            hash: hash.replace('\0', ""),
         });
         let name = || "[^\0]{0,5}";
         (
@@ -449,17 +405,15 @@ mod tests {
             collection::vec(bytes(), 0..4),
             collection::btree_map(bytes(), bytes(), 0..6),
         )
-            .prop_map(
-                |(outputs, input_drvs, input_srcs, platform, builder, args, env)| Derivation {
-                    outputs,
-                    input_drvs,
-                    input_srcs,
-                    platform,
-                    builder,
-                    args,
-                    env,
-                },
-            )
+            .prop_map(|(outputs, input_drvs, input_srcs, platform, builder, args, env)| Derivation {
+                outputs,
+                input_drvs,
+                input_srcs,
+                platform,
+                builder,
+                args,
+                env,
+            })
     }
 
     proptest! {
@@ -504,47 +458,19 @@ mod tests {
             (b"Derive([]", 9, "expected string `,['"),
             (b"Derive([(\"out\"", 14, "expected string `,'"),
             (b"Derive([(\"out\",\"x\"", 15, "bad path `x' in derivation"),
-            (
-                b"Derive([],[],[\"/x\"]",
-                14,
-                "bad path in derivation: path `/x' is not in the store",
-            ),
-            (
-                b"Derive([],[],[],\"abc",
-                16,
-                "string without end in derivation",
-            ),
-            (
-                b"Derive([],[],[],\"abc\\",
-                16,
-                "string without end in derivation",
-            ),
-            (
-                b"Derive([],[],[],\"ab\0\"",
-                19,
-                "string with a NUL in derivation",
-            ),
-            (
-                b"Derive([(\"\xff\",\"",
-                9,
-                "output `\\xFF' in derivation is not text",
-            ),
+            (b"Derive([],[],[\"/x\"]", 14, "bad path in derivation: path `/x' is not in the store"),
+            (b"Derive([],[],[],\"abc", 16, "string without end in derivation"),
+            (b"Derive([],[],[],\"abc\\", 16, "string without end in derivation"),
+            (b"Derive([],[],[],\"ab\0\"", 19, "string with a NUL in derivation"),
+            (b"Derive([(\"\xff\",\"", 9, "output `\\xFF' in derivation is not text"),
         ];
         for (bytes, offset, reason) in cases {
             let error = parse(&dir(), bytes).unwrap_err();
             let text = error.reason.to_string().replace('\u{fffd}', "\\xFF");
-            assert_eq!(
-                (error.offset, text.as_str()),
-                (*offset, *reason),
-                "{}",
-                bytes.as_bstr()
-            );
+            assert_eq!((error.offset, text.as_str()), (*offset, *reason), "{}", bytes.as_bstr());
         }
         let deeper = format!("Derive([],[],[\"{path}/y\"]");
-        assert!(matches!(
-            parse(&dir(), deeper.as_bytes()).unwrap_err().reason,
-            Reason::NotStorePath(_)
-        ));
+        assert!(matches!(parse(&dir(), deeper.as_bytes()).unwrap_err().reason, Reason::NotStorePath(_)));
         let elsewhere = format!("Derive([],[],[\"{path}\"],\"\",\"\",[],[])");
         assert!(parse(&dir(), elsewhere.as_bytes()).is_ok());
         assert!(parse(&StoreDir::new("/some/other"), elsewhere.as_bytes()).is_err());
@@ -552,18 +478,10 @@ mod tests {
 
     #[test]
     fn limits() {
-        let args = |count| {
-            format!("Derive([],[],[],\"\",\"\",[{}],[])", "\"\"".repeat(count)).into_bytes()
-        };
+        let args = |count| format!("Derive([],[],[],\"\",\"\",[{}],[])", "\"\"".repeat(count)).into_bytes();
         // Platform and builder are strings as well.
-        assert_eq!(
-            parse(&dir(), &args(MAX_STRINGS - 2)).unwrap().args.len(),
-            MAX_STRINGS - 2
-        );
-        assert_eq!(
-            parse(&dir(), &args(MAX_STRINGS - 1)).unwrap_err().reason,
-            Reason::TooManyStrings
-        );
+        assert_eq!(parse(&dir(), &args(MAX_STRINGS - 2)).unwrap().args.len(), MAX_STRINGS - 2);
+        assert_eq!(parse(&dir(), &args(MAX_STRINGS - 1)).unwrap_err().reason, Reason::TooManyStrings);
         let mut long = args(0);
         long.resize(MAX_SIZE, b' ');
         assert!(parse(&dir(), &long).is_ok());
@@ -591,10 +509,7 @@ mod tests {
             };
             let (small, large) = (seconds(&drv(500_000)), seconds(&drv(5_000_000)));
             // Ten times the bytes; a hundred times the time would be quadratic.
-            assert!(
-                large < 40.0 * small.max(0.002),
-                "{unit:?}: {small} s, {large} s"
-            );
+            assert!(large < 40.0 * small.max(0.002), "{unit:?}: {small} s, {large} s");
         }
     }
 }

@@ -13,8 +13,7 @@ static UNREVERSED: LazyLock<Encoding> = LazyLock::new(|| {
     let mut spec = Specification::new();
     spec.symbols.push_str(ALPHABET);
     spec.bit_order = BitOrder::LeastSignificantFirst;
-    spec.encoding()
-        .expect("a constant of 32 distinct ASCII symbols")
+    spec.encoding().expect("a constant of 32 distinct ASCII symbols")
 });
 
 /// Number of digits that `bytes` bytes take.
@@ -51,11 +50,7 @@ mod tests {
     #[test]
     fn digits_are_the_alphabet() {
         for byte in 0..=255u8 {
-            assert_eq!(
-                is_digit(byte),
-                ALPHABET.as_bytes().contains(&byte),
-                "{byte}"
-            );
+            assert_eq!(is_digit(byte), ALPHABET.as_bytes().contains(&byte), "{byte}");
         }
     }
 
@@ -64,10 +59,7 @@ mod tests {
         // `guix hash` of GNU hello 2.12.3's tarball, in both spellings.
         let hex = "0d5f60154382fee10b114a1c34e785d8b1f492073ae2d3a6f7b147687b366aa0";
         let bytes = data_encoding::HEXLOWER.decode(hex.as_bytes()).unwrap();
-        assert_eq!(
-            encode(&bytes),
-            "183a6rxnhixiyykd7qis0y9g9cfqhpkk872a245y3zl28can0pqd"
-        );
+        assert_eq!(encode(&bytes), "183a6rxnhixiyykd7qis0y9g9cfqhpkk872a245y3zl28can0pqd");
         assert_eq!(encode(&[]), "");
         assert_eq!(encode(&[1]), "01");
         assert_eq!(encode(&[0xff]), "7z");

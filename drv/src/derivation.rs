@@ -30,10 +30,7 @@ impl DerivationOutput {
             Some(algo) => (true, algo),
             None => (false, self.hash_algo.as_str()),
         };
-        Ok((
-            recursive,
-            Hash::parse_base16(HashAlgo::parse(algo)?, &self.hash)?,
-        ))
+        Ok((recursive, Hash::parse_base16(HashAlgo::parse(algo)?, &self.hash)?))
     }
 }
 
@@ -84,9 +81,7 @@ impl Derivation {
 
     /// What follows `builtin:` in such a builder's name.
     pub fn builtin(&self) -> Option<&BStr> {
-        self.builder
-            .strip_prefix(BUILTIN_PREFIX.as_bytes())
-            .map(BStr::new)
+        self.builder.strip_prefix(BUILTIN_PREFIX.as_bytes()).map(BStr::new)
     }
 
     /// The name of a derivation in the file `path`: its name without `.drv`, or `None` when it does not end so.
@@ -96,10 +91,7 @@ impl Derivation {
 
     /// The name of the output at `path`, and the output.
     pub fn find_output(&self, path: &StorePath) -> Option<(&str, &DerivationOutput)> {
-        self.outputs
-            .iter()
-            .find(|(_, output)| output.path == *path)
-            .map(|(name, output)| (name.as_str(), output))
+        self.outputs.iter().find(|(_, output)| output.path == *path).map(|(name, output)| (name.as_str(), output))
     }
 
     /// The paths of all outputs.
@@ -109,17 +101,11 @@ impl Derivation {
 
     /// The value of an environment variable.
     pub fn env_var(&self, name: impl AsRef<[u8]>) -> Option<&BStr> {
-        self.env
-            .get(BStr::new(name.as_ref()))
-            .map(|value| value.as_bstr())
+        self.env.get(BStr::new(name.as_ref())).map(|value| value.as_bstr())
     }
 
     /// What its file in the store refers to: input derivations and input sources, not its outputs.
     pub fn references(&self) -> BTreeSet<StorePath> {
-        self.input_drvs
-            .keys()
-            .chain(&self.input_srcs)
-            .cloned()
-            .collect()
+        self.input_drvs.keys().chain(&self.input_srcs).cloned().collect()
     }
 }

@@ -29,15 +29,7 @@ pub enum HashAlgo {
 
 impl HashAlgo {
     /// All algorithms.
-    pub const ALL: [Self; 7] = [
-        Self::Md5,
-        Self::Sha1,
-        Self::Sha256,
-        Self::Sha512,
-        Self::Sha3_256,
-        Self::Sha3_512,
-        Self::Blake2s256,
-    ];
+    pub const ALL: [Self; 7] = [Self::Md5, Self::Sha1, Self::Sha256, Self::Sha512, Self::Sha3_256, Self::Sha3_512, Self::Blake2s256];
 
     /// Its name in derivations, in the database and on the wire.
     pub const fn name(self) -> &'static str {
@@ -58,10 +50,7 @@ impl HashAlgo {
     /// [`HashError::UnknownAlgorithm`].
     pub fn parse(name: impl AsRef<[u8]>) -> Result<Self, HashError> {
         let name = name.as_ref();
-        Self::ALL
-            .into_iter()
-            .find(|algo| algo.name().as_bytes() == name)
-            .ok_or_else(|| HashError::UnknownAlgorithm { algo: name.into() })
+        Self::ALL.into_iter().find(|algo| algo.name().as_bytes() == name).ok_or_else(|| HashError::UnknownAlgorithm { algo: name.into() })
     }
 
     /// Length of its hashes in bytes; 64 at most.
@@ -167,19 +156,13 @@ impl Hash {
     /// [`HashError::Size`] when there are more or fewer than [`HashAlgo::size`].
     pub fn from_bytes(algo: HashAlgo, bytes: &[u8]) -> Result<Self, HashError> {
         if bytes.len() != algo.size() {
-            return Err(HashError::Size {
-                algo,
-                len: bytes.len(),
-            });
+            return Err(HashError::Size { algo, len: bytes.len() });
         }
         let mut padded = [0; MAX_SIZE];
         for (to, from) in padded.iter_mut().zip(bytes) {
             *to = *from;
         }
-        Ok(Self {
-            algo,
-            bytes: padded,
-        })
+        Ok(Self { algo, bytes: padded })
     }
 
     /// The hash of `data`.
@@ -221,14 +204,9 @@ impl Hash {
     pub fn parse_base16(algo: HashAlgo, text: impl AsRef<[u8]>) -> Result<Self, HashError> {
         let text = text.as_ref();
         if text.len() != algo.size() * 2 {
-            return Err(HashError::Base16Length {
-                algo,
-                text: text.into(),
-            });
+            return Err(HashError::Base16Length { algo, text: text.into() });
         }
-        let bytes = HEXLOWER_PERMISSIVE
-            .decode(text)
-            .map_err(|_| HashError::Digit { text: text.into() })?;
+        let bytes = HEXLOWER_PERMISSIVE.decode(text).map_err(|_| HashError::Digit { text: text.into() })?;
         Self::from_bytes(algo, &bytes)
     }
 
@@ -241,14 +219,10 @@ impl Hash {
         if text.len() == algo.size() * 2 {
             Self::parse_base16(algo, text)
         } else if text.len() == base32::encoded_len(algo.size()) {
-            let bytes =
-                base32::decode(text).ok_or_else(|| HashError::Digit { text: text.into() })?;
+            let bytes = base32::decode(text).ok_or_else(|| HashError::Digit { text: text.into() })?;
             Self::from_bytes(algo, &bytes)
         } else {
-            Err(HashError::Length {
-                algo,
-                text: text.into(),
-            })
+            Err(HashError::Length { algo, text: text.into() })
         }
     }
 
@@ -258,9 +232,7 @@ impl Hash {
     /// [`HashError::NoAlgorithm`], [`HashError::UnknownAlgorithm`], and those of [`Hash::parse`].
     pub fn parse_prefixed(text: impl AsRef<[u8]>) -> Result<Self, HashError> {
         let text = text.as_ref();
-        let (algo, hash) = text
-            .split_once_str(":")
-            .ok_or_else(|| HashError::NoAlgorithm { text: text.into() })?;
+        let (algo, hash) = text.split_once_str(":").ok_or_else(|| HashError::NoAlgorithm { text: text.into() })?;
         Self::parse(HashAlgo::parse(algo)?, hash)
     }
 
@@ -385,10 +357,7 @@ impl Hasher {
 
 impl fmt::Debug for Hasher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Hasher")
-            .field("algo", &self.algo())
-            .field("count", &self.count)
-            .finish_non_exhaustive()
+        f.debug_struct("Hasher").field("algo", &self.algo()).field("count", &self.count).finish_non_exhaustive()
     }
 }
 
@@ -419,23 +388,15 @@ mod tests {
         assert_eq!(parse(&odd), format!("invalid hash `{odd}'"));
         let odd = "e".repeat(32);
         assert_eq!(parse(&odd), format!("invalid hash `{odd}'"));
-        assert_eq!(
-            "sha257:".parse::<Hash>().unwrap_err().to_string(),
-            "unknown hash algorithm `sha257'"
-        );
-        assert_eq!(
-            "sha256".parse::<Hash>().unwrap_err().to_string(),
-            "hash `sha256' does not name its algorithm"
-        );
+        assert_eq!("sha257:".parse::<Hash>().unwrap_err().to_string(), "unknown hash algorithm `sha257'");
+        assert_eq!("sha256".parse::<Hash>().unwrap_err().to_string(), "hash `sha256' does not name its algorithm");
         assert!(Hash::from_bytes(HashAlgo::Md5, &[0; 15]).is_err());
     }
 
     #[test]
     fn folding() {
         let hash = Hash::from_bytes(HashAlgo::Sha256, &(1..=32).collect::<Vec<u8>>()).unwrap();
-        let folded: Vec<u8> = (1..=20)
-            .map(|i| if i <= 12 { i ^ (i + 20) } else { i })
-            .collect();
+        let folded: Vec<u8> = (1..=20).map(|i| if i <= 12 { i ^ (i + 20) } else { i }).collect();
         assert_eq!(hash.compress(20), folded);
         assert_eq!(hash.compress(0), []);
         assert_eq!(hash.compress(40), [hash.as_bytes(), &[0; 8]].concat());

@@ -4,7 +4,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`store_path`] | [`StoreDir`] (data, never a constant) and [`StorePath`] (a checked `HASH-NAME`) |
-//! | [`hash`] | [`HashAlgo`], [`Hash`], the streaming [`Hasher`] |
+//! | [`hash`] | [`HashAlgo`], [`struct@Hash`], the streaming [`Hasher`] |
 //! | [`base32`] | nix's own base 32 |
 //! | [`derivation`] | [`Derivation`] and what can be read off it |
 //! | [`aterm`] | the bytes of a `.drv` file: [`aterm::parse`], [`aterm::print`] |

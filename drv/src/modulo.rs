@@ -19,10 +19,7 @@ pub fn hash_derivation_modulo<E>(
     if let Some(output) = drv.fixed() {
         // As written, not as parsed: upper-case digits count.
         let path = dir.display(&output.path);
-        return Ok(Hash::sha256(format!(
-            "fixed:out:{}:{}:{path}",
-            output.hash_algo, output.hash
-        )));
+        return Ok(Hash::sha256(format!("fixed:out:{}:{}:{path}", output.hash_algo, output.hash)));
     }
     hash_printed(dir, drv, input, false)
 }
@@ -38,12 +35,7 @@ fn hash_printed<E>(
     for (path, outputs) in &drv.input_drvs {
         inputs.insert(input(path)?.base16(), outputs);
     }
-    Ok(Hash::sha256(aterm::print_with(
-        dir,
-        drv,
-        inputs.into_iter(),
-        masked,
-    )))
+    Ok(Hash::sha256(aterm::print_with(dir, drv, inputs.into_iter(), masked)))
 }
 
 /// Why the hash modulo of a derivation in the store could not be computed.
@@ -76,9 +68,14 @@ pub struct ModuloCache {
 /// A derivation whose inputs are being hashed, and those that are not yet.
 struct Pending {
     path: StorePath,
-    drv: Derivation,
+    /// Gone once the graph got too deep for keeping it.
+    drv: Option<Derivation>,
     inputs: Vec<StorePath>,
 }
+
+/// How many derivations are kept in memory while their inputs are hashed; those above are loaded again. Real graphs are
+/// not as deep, but a client can make one whose derivations together are larger than the memory.
+const KEPT: usize = 256;
 
 impl ModuloCache {
     /// An empty cache.
@@ -87,7 +84,8 @@ impl ModuloCache {
     }
 
     /// The hash modulo of the derivation at `path`. `load` reads a derivation from the store; it is called once for each
-    /// derivation that is not known yet, inputs after what needs them. However deep the graph is, so is not the stack.
+    /// derivation that is not known yet, inputs after what needs them, and a second time for some when the graph is more
+    /// than 256 deep. However deep it is, the stack is not, and at most 256 derivations are in memory.
     ///
     /// # Errors
     /// [`ModuloError`]; what was computed until then stays known.
@@ -113,15 +111,19 @@ impl ModuloCache {
                     }
                     let next = Self::begin(input, load)?;
                     stack.push(next);
+                    if let Some(i) = stack.len().checked_sub(KEPT + 1)
+                        && let Some(high) = stack.get_mut(i)
+                    {
+                        high.drv = None;
+                    }
                 }
                 None => {
-                    let hash = hash_derivation_modulo(dir, &top.drv, &mut |input| {
-                        self.hashes
-                            .get(input)
-                            .copied()
-                            .ok_or_else(|| ModuloError::Cycle {
-                                path: input.clone(),
-                            })
+                    let drv = match top.drv.take() {
+                        Some(drv) => drv,
+                        None => Self::load(&top.path, load)?,
+                    };
+                    let hash = hash_derivation_modulo(dir, &drv, &mut |input| {
+                        self.hashes.get(input).copied().ok_or_else(|| ModuloError::Cycle { path: input.clone() })
                     })?;
                     begun.remove(&top.path);
                     self.hashes.insert(top.path.clone(), hash);
@@ -133,21 +135,15 @@ impl ModuloCache {
         last.ok_or_else(|| ModuloError::Cycle { path: path.clone() })
     }
 
-    fn begin<E>(
-        path: StorePath,
-        load: &mut dyn FnMut(&StorePath) -> Result<Derivation, E>,
-    ) -> Result<Pending, ModuloError<E>> {
-        let drv = match load(&path) {
-            Ok(drv) => drv,
-            Err(source) => return Err(ModuloError::Load { path, source }),
-        };
+    fn begin<E>(path: StorePath, load: &mut dyn FnMut(&StorePath) -> Result<Derivation, E>) -> Result<Pending, ModuloError<E>> {
+        let drv = Self::load(&path, load)?;
         // A fixed-output derivation's hash does not depend on its inputs, which need not even be there.
-        let inputs = if drv.is_fixed_output() {
-            Vec::new()
-        } else {
-            drv.input_drvs.keys().rev().cloned().collect()
-        };
-        Ok(Pending { path, drv, inputs })
+        let inputs = if drv.is_fixed_output() { Vec::new() } else { drv.input_drvs.keys().rev().cloned().collect() };
+        Ok(Pending { path, drv: Some(drv), inputs })
+    }
+
+    fn load<E>(path: &StorePath, load: &mut dyn FnMut(&StorePath) -> Result<Derivation, E>) -> Result<Derivation, ModuloError<E>> {
+        load(path).map_err(|source| ModuloError::Load { path: path.clone(), source })
     }
 
     /// The hash of `path`, if it is known.
@@ -224,16 +220,8 @@ pub fn compute_output_paths<E>(
         let path = path::fixed_output_path(dir, recursive, &hash, drv_name)?;
         return Ok(BTreeMap::from([("out".to_owned(), path)]));
     }
-    let hash = hash_printed(dir, drv, input, true).map_err(|source| VerifyError::Input {
-        drv_name: drv_name.to_owned(),
-        source,
-    })?;
-    let path = |output: &String| {
-        Ok((
-            output.clone(),
-            path::output_path(dir, output, &hash, drv_name)?,
-        ))
-    };
+    let hash = hash_printed(dir, drv, input, true).map_err(|source| VerifyError::Input { drv_name: drv_name.to_owned(), source })?;
+    let path = |output: &String| Ok((output.clone(), path::output_path(dir, output, &hash, drv_name)?));
     drv.outputs.keys().map(path).collect()
 }
 
@@ -255,12 +243,7 @@ pub fn verify_output_paths<E>(
         };
         let in_env = drv.env.get(BStr::new(&output));
         if found.path != expected || in_env.is_none_or(|value| *value != dir.display(&expected)) {
-            return Err(VerifyError::IncorrectOutput {
-                drv_name: drv_name.to_owned(),
-                output,
-                found: found.path.clone(),
-                expected,
-            });
+            return Err(VerifyError::IncorrectOutput { drv_name: drv_name.to_owned(), output, found: found.path.clone(), expected });
         }
     }
     Ok(())
@@ -284,17 +267,10 @@ mod tests {
 
     fn drv(inputs: impl IntoIterator<Item = u32>, hash: &str) -> Derivation {
         let path = StorePath::from_base_name("00000000000000000000000000000000-out").unwrap();
-        let output = DerivationOutput {
-            path,
-            hash_algo: String::new(),
-            hash: hash.to_owned(),
-        };
+        let output = DerivationOutput { path, hash_algo: String::new(), hash: hash.to_owned() };
         Derivation {
             outputs: BTreeMap::from([("out".to_owned(), output)]),
-            input_drvs: inputs
-                .into_iter()
-                .map(|n| (drv_path(n), BTreeSet::from(["out".to_owned()])))
-                .collect(),
+            input_drvs: inputs.into_iter().map(|n| (drv_path(n), BTreeSet::from(["out".to_owned()]))).collect(),
             input_srcs: BTreeSet::new(),
             platform: "p".into(),
             builder: "b".into(),
@@ -322,13 +298,12 @@ mod tests {
             };
             let hash = cache.hash(&dir(), &drv_path(0), &mut load).unwrap();
             assert_eq!(cache.hash(&dir(), &drv_path(0), &mut load).unwrap(), hash);
-            assert_eq!(loaded, DEPTH + 1);
-            assert_eq!(cache.len(), loaded as usize);
+            // Once each, and again those of which the derivation was let go.
+            assert_eq!(loaded as usize, 2 * (DEPTH as usize + 1) - KEPT);
+            assert_eq!(cache.len(), DEPTH as usize + 1);
             // The definition, one level of it.
             let below = cache.get(&drv_path(1)).unwrap();
-            let plain =
-                hash_derivation_modulo(&dir(), &drv([1], ""), &mut |_| Ok::<_, Infallible>(below))
-                    .unwrap();
+            let plain = hash_derivation_modulo(&dir(), &drv([1], ""), &mut |_| Ok::<_, Infallible>(below)).unwrap();
             assert_eq!(plain, hash);
         });
         thread.unwrap().join().unwrap();
@@ -342,18 +317,9 @@ mod tests {
             let n = number(path);
             loaded.push(n);
             let below = n / 2 * 2 + 2;
-            Ok::<_, Infallible>(drv(
-                if n < 60 {
-                    vec![below, below + 1]
-                } else {
-                    vec![]
-                },
-                "",
-            ))
+            Ok::<_, Infallible>(drv(if n < 60 { vec![below, below + 1] } else { vec![] }, ""))
         };
-        ModuloCache::new()
-            .hash(&dir(), &drv_path(0), &mut load)
-            .unwrap();
+        ModuloCache::new().hash(&dir(), &drv_path(0), &mut load).unwrap();
         loaded.sort_unstable();
         assert_eq!(loaded, std::iter::once(0).chain(2..62).collect::<Vec<_>>());
     }
@@ -362,22 +328,12 @@ mod tests {
     fn circles_and_failures_are_reported() {
         let mut cache = ModuloCache::new();
         let round = |path: &StorePath| Ok::<_, Infallible>(drv([(number(path) + 1) % 3], ""));
-        let error = cache
-            .hash(&dir(), &drv_path(0), &mut { round })
-            .unwrap_err();
+        let error = cache.hash(&dir(), &drv_path(0), &mut { round }).unwrap_err();
         assert!(matches!(error, ModuloError::Cycle { path } if path == drv_path(0)));
-        let own = cache
-            .hash(&dir(), &drv_path(7), &mut |_| {
-                Ok::<_, Infallible>(drv([7], ""))
-            })
-            .unwrap_err();
+        let own = cache.hash(&dir(), &drv_path(7), &mut |_| Ok::<_, Infallible>(drv([7], ""))).unwrap_err();
         assert!(matches!(own, ModuloError::Cycle { path } if path == drv_path(7)));
         let fail = |path: &StorePath| {
-            if number(path) == 0 {
-                Ok(drv([1], ""))
-            } else {
-                Err("gone")
-            }
+            if number(path) == 0 { Ok(drv([1], "")) } else { Err("gone") }
         };
         let error = cache.hash(&dir(), &drv_path(0), &mut { fail }).unwrap_err();
         assert!(matches!(error, ModuloError::Load { path, source: "gone" } if path == drv_path(1)));
@@ -386,14 +342,9 @@ mod tests {
 
     #[test]
     fn fixed_outputs_hide_their_inputs() {
-        let load =
-            |inputs: Option<u32>| move |_: &StorePath| Ok::<_, Infallible>(drv(inputs, "ab"));
-        let one = ModuloCache::new()
-            .hash(&dir(), &drv_path(0), &mut load(None))
-            .unwrap();
-        let other = ModuloCache::new()
-            .hash(&dir(), &drv_path(0), &mut load(Some(0)))
-            .unwrap();
+        let load = |inputs: Option<u32>| move |_: &StorePath| Ok::<_, Infallible>(drv(inputs, "ab"));
+        let one = ModuloCache::new().hash(&dir(), &drv_path(0), &mut load(None)).unwrap();
+        let other = ModuloCache::new().hash(&dir(), &drv_path(0), &mut load(Some(0))).unwrap();
         assert_eq!(one, other);
     }
 }

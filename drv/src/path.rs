@@ -9,30 +9,17 @@ use crate::{Hash, HashAlgo, StoreDir, StorePath, StorePathError, base32, check_n
 ///
 /// # Errors
 /// What [`check_name`] says of `name`.
-pub fn make_store_path(
-    dir: &StoreDir,
-    kind: &str,
-    hash: &Hash,
-    name: &str,
-) -> Result<StorePath, StorePathError> {
+pub fn make_store_path(dir: &StoreDir, kind: &str, hash: &Hash, name: &str) -> Result<StorePath, StorePathError> {
     check_name(name)?;
     let fingerprint = Hash::sha256(format!("{kind}:sha256:{}:{dir}:{name}", hash.base16()));
-    StorePath::from_base_name(format!(
-        "{}-{name}",
-        base32::encode(&fingerprint.compress(20))
-    ))
+    StorePath::from_base_name(format!("{}-{name}", base32::encode(&fingerprint.compress(20))))
 }
 
 /// The store path of a text file with these contents, which refers to these paths. Derivations are such texts.
 ///
 /// # Errors
 /// What [`check_name`] says of `name`.
-pub fn text_path(
-    dir: &StoreDir,
-    name: &str,
-    contents: &[u8],
-    references: &BTreeSet<StorePath>,
-) -> Result<StorePath, StorePathError> {
+pub fn text_path(dir: &StoreDir, name: &str, contents: &[u8], references: &BTreeSet<StorePath>) -> Result<StorePath, StorePathError> {
     text_path_of_hash(dir, name, &Hash::sha256(contents), references)
 }
 
@@ -40,12 +27,7 @@ pub fn text_path(
 ///
 /// # Errors
 /// What [`check_name`] says of `name`.
-pub fn text_path_of_hash(
-    dir: &StoreDir,
-    name: &str,
-    hash: &Hash,
-    references: &BTreeSet<StorePath>,
-) -> Result<StorePath, StorePathError> {
+pub fn text_path_of_hash(dir: &StoreDir, name: &str, hash: &Hash, references: &BTreeSet<StorePath>) -> Result<StorePath, StorePathError> {
     let mut kind = String::from("text");
     for reference in references {
         kind.push(':');
@@ -59,12 +41,7 @@ pub fn text_path_of_hash(
 ///
 /// # Errors
 /// What [`check_name`] says of `name`.
-pub fn fixed_output_path(
-    dir: &StoreDir,
-    recursive: bool,
-    hash: &Hash,
-    name: &str,
-) -> Result<StorePath, StorePathError> {
+pub fn fixed_output_path(dir: &StoreDir, recursive: bool, hash: &Hash, name: &str) -> Result<StorePath, StorePathError> {
     if recursive && hash.algo() == HashAlgo::Sha256 {
         make_store_path(dir, "source", hash, name)
     } else {
@@ -79,25 +56,11 @@ pub fn fixed_output_path(
 ///
 /// # Errors
 /// What [`check_name`] says of the path's name, [`output_name`].
-pub fn output_path(
-    dir: &StoreDir,
-    output: &str,
-    hash: &Hash,
-    drv_name: &str,
-) -> Result<StorePath, StorePathError> {
-    make_store_path(
-        dir,
-        &format!("output:{output}"),
-        hash,
-        &output_name(drv_name, output),
-    )
+pub fn output_path(dir: &StoreDir, output: &str, hash: &Hash, drv_name: &str) -> Result<StorePath, StorePathError> {
+    make_store_path(dir, &format!("output:{output}"), hash, &output_name(drv_name, output))
 }
 
 /// The name part of an output's store path: the derivation's name, followed by `-OUTPUT` unless that is `out`.
 pub fn output_name(drv_name: &str, output: &str) -> String {
-    if output == "out" {
-        drv_name.to_owned()
-    } else {
-        format!("{drv_name}-{output}")
-    }
+    if output == "out" { drv_name.to_owned() } else { format!("{drv_name}-{output}") }
 }

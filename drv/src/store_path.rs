@@ -76,10 +76,7 @@ pub fn check_name(name: impl AsRef<[u8]>) -> Result<(), StorePathError> {
         return Err(StorePathError::LeadingDot { name: name.into() });
     }
     if let Some(byte) = name.iter().copied().find(|byte| !is_name_byte(*byte)) {
-        return Err(StorePathError::BadCharacter {
-            byte,
-            name: name.into(),
-        });
+        return Err(StorePathError::BadCharacter { byte, name: name.into() });
     }
     if name.len() > MAX_NAME_LEN {
         return Err(StorePathError::NameTooLong { name: name.into() });
@@ -102,10 +99,7 @@ impl StoreDir {
     /// components go. It is not checked otherwise: see [`StoreDir::checked`].
     pub fn new(dir: &str) -> Self {
         let mut clean = String::with_capacity(dir.len());
-        for component in dir
-            .split('/')
-            .filter(|component| !component.is_empty() && *component != ".")
-        {
+        for component in dir.split('/').filter(|component| !component.is_empty() && *component != ".") {
             clean.push('/');
             clean.push_str(component);
         }
@@ -123,10 +117,7 @@ impl StoreDir {
     pub fn checked(dir: &str) -> Result<Self, StorePathError> {
         let clean = Self::new(dir);
         let odd = |c: char| c.is_control() || matches!(c, ':' | '"' | '\\');
-        if !clean.0.starts_with('/')
-            || clean.0.contains(odd)
-            || clean.0.split('/').any(|component| component == "..")
-        {
+        if !clean.0.starts_with('/') || clean.0.contains(odd) || clean.0.split('/').any(|component| component == "..") {
             return Err(StorePathError::BadStoreDir { path: dir.into() });
         }
         Ok(clean)
@@ -173,15 +164,8 @@ impl StoreDir {
     /// [`StorePathError::NotInStore`] when it is elsewhere; else as [`StorePath::from_base_name`].
     pub fn to_store_path(&self, path: impl AsRef<[u8]>) -> Result<StorePath, StorePathError> {
         let path = path.as_ref();
-        let inside = self
-            .inside(path)
-            .ok_or_else(|| StorePathError::NotInStore { path: path.into() })?;
-        StorePath::from_base_name(
-            inside
-                .split(|byte| *byte == b'/')
-                .next()
-                .unwrap_or_default(),
-        )
+        let inside = self.inside(path).ok_or_else(|| StorePathError::NotInStore { path: path.into() })?;
+        StorePath::from_base_name(inside.split(|byte| *byte == b'/').next().unwrap_or_default())
     }
 
     /// What follows `DIR/`, if that is not empty.
@@ -224,9 +208,7 @@ impl StorePath {
     /// [`StorePathError::BadHashPart`], or what [`check_name`] says of the name.
     pub fn from_base_name(base_name: impl AsRef<[u8]>) -> Result<Self, StorePathError> {
         let bytes = base_name.as_ref();
-        let bad = || StorePathError::BadHashPart {
-            base_name: bytes.into(),
-        };
+        let bad = || StorePathError::BadHashPart { base_name: bytes.into() };
         let (hash, rest) = bytes.split_at_checked(HASH_PART_LEN).ok_or_else(bad)?;
         let name = rest.strip_prefix(b"-").ok_or_else(bad)?;
         if !hash.iter().all(|byte| base32::is_digit(*byte)) {
@@ -310,39 +292,18 @@ mod tests {
             assert_eq!(check_name(bad).unwrap_err().to_string(), text);
         }
         assert!(check_name(b"\xe9").is_err() && check_name("é").is_err());
-        assert!(matches!(
-            check_name(name(MAX_NAME_LEN + 1)),
-            Err(StorePathError::NameTooLong { .. })
-        ));
+        assert!(matches!(check_name(name(MAX_NAME_LEN + 1)), Err(StorePathError::NameTooLong { .. })));
     }
 
     #[test]
     fn parts() {
         let path = StorePath::from_base_name(BASE).unwrap();
         assert_eq!((path.base_name(), path.to_string().as_str()), (BASE, BASE));
-        assert_eq!(
-            (path.hash_part(), path.name()),
-            ("0123456789abcdfghijklmnpqrsvwxyz", "hello-2.12.3")
-        );
-        assert_eq!(
-            (path.is_derivation(), path.derivation_name()),
-            (false, None)
-        );
+        assert_eq!((path.hash_part(), path.name()), ("0123456789abcdfghijklmnpqrsvwxyz", "hello-2.12.3"));
+        assert_eq!((path.is_derivation(), path.derivation_name()), (false, None));
         let drv = StorePath::from_base_name(format!("{BASE}.drv.drv")).unwrap();
-        assert_eq!(
-            (drv.is_derivation(), drv.derivation_name()),
-            (true, Some("hello-2.12.3.drv"))
-        );
-        for bad in [
-            "",
-            "x",
-            &BASE[..32],
-            &BASE[..33],
-            &BASE[1..],
-            &BASE.replace('0', "e"),
-            &BASE.replace('a', "A"),
-            ".links",
-        ] {
+        assert_eq!((drv.is_derivation(), drv.derivation_name()), (true, Some("hello-2.12.3.drv")));
+        for bad in ["", "x", &BASE[..32], &BASE[..33], &BASE[1..], &BASE.replace('0', "e"), &BASE.replace('a', "A"), ".links"] {
             assert!(StorePath::from_base_name(bad).is_err(), "{bad:?}");
         }
     }
@@ -350,20 +311,11 @@ mod tests {
     #[test]
     fn directory() {
         let dir = StoreDir::new("/frx//./store/");
-        assert_eq!(
-            (dir.as_str(), &dir),
-            ("/frx/store", &StoreDir::checked("/frx/store").unwrap())
-        );
+        assert_eq!((dir.as_str(), &dir), ("/frx/store", &StoreDir::checked("/frx/store").unwrap()));
         let path = dir.parse(format!("/frx/store/{BASE}")).unwrap();
-        assert_eq!(
-            (path.base_name(), dir.display(&path)),
-            (BASE, format!("/frx/store/{BASE}"))
-        );
+        assert_eq!((path.base_name(), dir.display(&path)), (BASE, format!("/frx/store/{BASE}")));
         for beneath in ["", "/", "/bin/hello", "/../x"] {
-            assert_eq!(
-                dir.to_store_path(format!("/frx/store/{BASE}{beneath}")),
-                Ok(path.clone())
-            );
+            assert_eq!(dir.to_store_path(format!("/frx/store/{BASE}{beneath}")), Ok(path.clone()));
             assert!(dir.contains(format!("/frx/store/{BASE}{beneath}")));
         }
         for not in [
@@ -381,28 +333,17 @@ mod tests {
             "/frx/store/./x",
             "/frx/store/../x",
         ] {
-            assert!(
-                !dir.contains(not) && dir.to_store_path(not).is_err() && dir.parse(not).is_err(),
-                "{not}"
-            );
+            assert!(!dir.contains(not) && dir.to_store_path(not).is_err() && dir.parse(not).is_err(), "{not}");
         }
-        assert!(
-            dir.contains("/frx/store/.links/x")
-                && dir.to_store_path("/frx/store/.links/x").is_err()
-        );
+        assert!(dir.contains("/frx/store/.links/x") && dir.to_store_path("/frx/store/.links/x").is_err());
         for deeper in ["/", "/bin"] {
             let error = dir.parse(format!("/frx/store/{BASE}{deeper}")).unwrap_err();
-            assert_eq!(
-                error.to_string(),
-                format!("path `/frx/store/{BASE}{deeper}' is not in the store")
-            );
+            assert_eq!(error.to_string(), format!("path `/frx/store/{BASE}{deeper}' is not in the store"));
         }
         for bad in ["", "/", "relative", "/a/../b", "/a:b", "/a\nb", "/a\"b"] {
             assert!(StoreDir::checked(bad).is_err(), "{bad}");
         }
-        assert!(
-            !StoreDir::new("relative").contains("relative/x") && !StoreDir::new("").contains("/x")
-        );
+        assert!(!StoreDir::new("relative").contains("relative/x") && !StoreDir::new("").contains("/x"));
     }
 
     proptest! {

@@ -1,5 +1,7 @@
 //! This crate against what guix-daemon 1.5.0 and its client said; `golden/README.md` describes the files.
 
+#![allow(clippy::unwrap_used, reason = "the helpers are tests too")]
+
 use std::{
     collections::{BTreeSet, HashMap},
     fs,
@@ -15,14 +17,8 @@ use fruix_drv::{
 };
 
 /// Where guix-daemon's parser takes what this crate's refuses, on purpose; `aterm::parse` documents each.
-const STRICTER: [&str; 6] = [
-    "NUL",
-    "escaped NUL",
-    "path elsewhere",
-    "source elsewhere",
-    "output beyond ASCII",
-    "input output beyond ASCII",
-];
+const STRICTER: [&str; 6] =
+    ["NUL", "escaped NUL", "path elsewhere", "source elsewhere", "output beyond ASCII", "input output beyond ASCII"];
 
 struct Golden {
     dir: StoreDir,
@@ -32,33 +28,22 @@ struct Golden {
 fn golden() -> [Golden; 2] {
     [("/frx/store", "frx"), ("/gnu/store", "gnu")].map(|(dir, files)| Golden {
         dir: StoreDir::new(dir),
-        files: Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("tests/golden")
-            .join(files),
+        files: Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(files),
     })
 }
 
 impl Golden {
     fn rows(&self, file: &str, kind: Option<&str>) -> Vec<Vec<String>> {
         let text = fs::read_to_string(self.files.join(file)).unwrap();
-        let rows = text
-            .lines()
-            .map(|line| line.split('\t').map(str::to_owned).collect::<Vec<_>>());
+        let rows = text.lines().map(|line| line.split('\t').map(str::to_owned).collect::<Vec<_>>());
         match kind {
-            Some(kind) => rows
-                .filter(|row| row[0] == kind)
-                .map(|row| row[1..].to_vec())
-                .collect(),
+            Some(kind) => rows.filter(|row| row[0] == kind).map(|row| row[1..].to_vec()).collect(),
             None => rows.collect(),
         }
     }
 
     fn references(&self, column: &str) -> BTreeSet<StorePath> {
-        column
-            .split(' ')
-            .filter(|path| *path != "-")
-            .map(|path| self.dir.parse(path).unwrap())
-            .collect()
+        column.split(' ').filter(|path| *path != "-").map(|path| self.dir.parse(path).unwrap()).collect()
     }
 
     fn drv_bytes(&self, path: &StorePath) -> Vec<u8> {
@@ -83,10 +68,7 @@ fn hashes() {
             let [algo, contents, base16, base32] = row.try_into().unwrap();
             let algo: HashAlgo = algo.parse().unwrap();
             let hash = Hash::of(algo, unescape(&contents));
-            assert_eq!(
-                (hash.base16(), hash.base32()),
-                (base16.clone(), base32.clone())
-            );
+            assert_eq!((hash.base16(), hash.base32()), (base16.clone(), base32.clone()));
             assert_eq!(Hash::parse(algo, &base16).unwrap(), hash);
             assert_eq!(Hash::parse(algo, &base32).unwrap(), hash);
             assert_eq!(hash.to_string().parse::<Hash>().unwrap(), hash);
@@ -101,13 +83,7 @@ fn text_paths() {
         assert_eq!(rows.len(), 4);
         for row in rows {
             let [name, references, contents, expected] = row.try_into().unwrap();
-            let path = path::text_path(
-                &golden.dir,
-                &name,
-                &unescape(&contents),
-                &golden.references(&references),
-            )
-            .unwrap();
+            let path = path::text_path(&golden.dir, &name, &unescape(&contents), &golden.references(&references)).unwrap();
             assert_eq!(golden.dir.display(&path), expected);
         }
     }
@@ -121,8 +97,7 @@ fn fixed_output_paths() {
         for row in rows {
             let [how, algo, hash, name, expected] = row.try_into().unwrap();
             let hash = Hash::parse_base16(algo.parse().unwrap(), &hash).unwrap();
-            let path =
-                path::fixed_output_path(&golden.dir, how == "recursive", &hash, &name).unwrap();
+            let path = path::fixed_output_path(&golden.dir, how == "recursive", &hash, &name).unwrap();
             assert_eq!(golden.dir.display(&path), expected);
         }
     }
@@ -132,10 +107,7 @@ fn fixed_output_paths() {
 fn derivations() {
     for golden in golden() {
         let rows = golden.rows("paths.tsv", Some("modulo"));
-        assert_eq!(
-            rows.len(),
-            fs::read_dir(golden.files.join("drvs")).unwrap().count()
-        );
+        assert_eq!(rows.len(), fs::read_dir(golden.files.join("drvs")).unwrap().count());
         let mut cache = ModuloCache::new();
         // The last first: all others are its inputs.
         for row in rows.into_iter().rev() {
@@ -144,25 +116,18 @@ fn derivations() {
             let bytes = golden.drv_bytes(&drv_path);
             let drv = aterm::parse(&golden.dir, &bytes).unwrap();
             assert_eq!(aterm::print(&golden.dir, &drv).as_bstr(), bytes.as_bstr());
-            let own =
-                path::text_path(&golden.dir, drv_path.name(), &bytes, &drv.references()).unwrap();
+            let own = path::text_path(&golden.dir, drv_path.name(), &bytes, &drv.references()).unwrap();
             assert_eq!(own, drv_path);
 
-            let hash = cache
-                .hash(&golden.dir, &drv_path, &mut |path| golden.load(path))
-                .unwrap();
+            let hash = cache.hash(&golden.dir, &drv_path, &mut |path| golden.load(path)).unwrap();
             assert_eq!(hash.base16(), expected, "{drv_path}");
 
             let name = drv_path.derivation_name().unwrap();
-            let mut input =
-                |path: &StorePath| cache.hash(&golden.dir, path, &mut |path| golden.load(path));
+            let mut input = |path: &StorePath| cache.hash(&golden.dir, path, &mut |path| golden.load(path));
             verify_output_paths(&golden.dir, name, &drv, &mut input).unwrap();
             // Under any other name, the same derivation has wrong outputs.
             let wrong = verify_output_paths(&golden.dir, "other", &drv, &mut input).unwrap_err();
-            assert!(
-                matches!(wrong, VerifyError::IncorrectOutput { .. }),
-                "{wrong}"
-            );
+            assert!(matches!(wrong, VerifyError::IncorrectOutput { .. }), "{wrong}");
         }
     }
 }
@@ -170,75 +135,42 @@ fn derivations() {
 #[test]
 fn odd_derivation_is_read_right() {
     let [golden, _] = golden();
-    let multi = golden
-        .rows("paths.tsv", Some("modulo"))
-        .into_iter()
-        .find(|row| row[0].ends_with("-multi.drv"));
-    let drv = golden
-        .load(&golden.dir.parse(&multi.unwrap()[0]).unwrap())
-        .unwrap();
-    assert_eq!(
-        drv.args,
-        [
-            "-c".into(),
-            "".into(),
-            "a\nb\tc\rd\"e\\f".into(),
-            BString::from(b"\xe9"),
-            "-c".into()
-        ]
-    );
+    let multi = golden.rows("paths.tsv", Some("modulo")).into_iter().find(|row| row[0].ends_with("-multi.drv"));
+    let drv = golden.load(&golden.dir.parse(&multi.unwrap()[0]).unwrap()).unwrap();
+    assert_eq!(drv.args, ["-c".into(), "".into(), "a\nb\tc\rd\"e\\f".into(), BString::from(b"\xe9"), "-c".into()]);
     assert_eq!(drv.env_var("lines").unwrap(), "\n\r\t\"\\");
     assert_eq!(drv.env_var("a\"b\\c\nd").unwrap(), "odd name");
     assert_eq!(drv.env_var("").unwrap(), "no name");
     assert_eq!(drv.env_var("latin1").unwrap(), b"\xe9\xff".as_bstr());
-    assert_eq!(
-        drv.outputs.keys().collect::<Vec<_>>(),
-        ["a.b", "dev", "doc", "out"]
-    );
-    assert_eq!(
-        drv.env_var("a.b").unwrap(),
-        golden.dir.display(&drv.outputs["a.b"].path).as_str()
-    );
+    assert_eq!(drv.outputs.keys().collect::<Vec<_>>(), ["a.b", "dev", "doc", "out"]);
+    assert_eq!(drv.env_var("a.b").unwrap(), golden.dir.display(&drv.outputs["a.b"].path).as_str());
     assert_eq!((drv.input_drvs.len(), drv.input_srcs.len()), (14, 3));
     assert!(!drv.is_fixed_output() && !drv.is_builtin());
 }
 
 /// What guix-daemon answers to a derivation that is added as a text, out of this crate's parts.
-fn answer(
-    golden: &Golden,
-    name: &str,
-    references: &BTreeSet<StorePath>,
-    bytes: &[u8],
-) -> Result<String, (String, Option<Reason>)> {
+fn answer(golden: &Golden, name: &str, references: &BTreeSet<StorePath>, bytes: &[u8]) -> Result<String, (String, Option<Reason>)> {
     let dir = &golden.dir;
     let path = path::text_path(dir, name, bytes, references).unwrap();
     let drv = aterm::parse(dir, bytes).map_err(|error| {
         assert!(error.offset <= bytes.len());
-        let text = format!(
-            "error parsing derivation `{}': {}",
-            dir.display(&path),
-            error.reason
-        );
+        let text = format!("error parsing derivation `{}': {}", dir.display(&path), error.reason);
         (text, Some(error.reason))
     })?;
     let mut cache = ModuloCache::new();
     let mut input = |path: &StorePath| cache.hash(dir, path, &mut |path| golden.load(path));
-    verify_output_paths(dir, path.derivation_name().unwrap(), &drv, &mut input).map_err(
-        |error| {
-            let text = match error {
-                VerifyError::IncorrectOutput {
-                    found, expected, ..
-                } => format!(
-                    "derivation `{}' has incorrect output `{}', should be `{}'",
-                    dir.display(&path),
-                    dir.display(&found),
-                    dir.display(&expected)
-                ),
-                other => other.to_string(),
-            };
-            (text, None)
-        },
-    )?;
+    verify_output_paths(dir, path.derivation_name().unwrap(), &drv, &mut input).map_err(|error| {
+        let text = match error {
+            VerifyError::IncorrectOutput { found, expected, .. } => format!(
+                "derivation `{}' has incorrect output `{}', should be `{}'",
+                dir.display(&path),
+                dir.display(&found),
+                dir.display(&expected)
+            ),
+            other => other.to_string(),
+        };
+        (text, None)
+    })?;
     Ok(format!("accepted {}", dir.display(&path)))
 }
 
@@ -249,34 +181,21 @@ fn same_answers_as_the_daemon() {
     let mut seen: HashMap<String, usize> = HashMap::new();
     for row in rows {
         let [label, name, references, bytes, theirs] = row.try_into().unwrap();
-        let ours = answer(
-            &golden,
-            &name,
-            &golden.references(&references),
-            &unescape(&bytes),
-        );
+        let ours = answer(&golden, &name, &golden.references(&references), &unescape(&bytes));
         if STRICTER.contains(&label.as_str()) {
             let Err((_, Some(reason))) = &ours else {
                 continue;
             };
-            let on_purpose = matches!(
-                reason,
-                Reason::Nul | Reason::NotStorePath(_) | Reason::NotText(_)
-            );
+            let on_purpose = matches!(reason, Reason::Nul | Reason::NotStorePath(_) | Reason::NotText(_));
             assert!(on_purpose, "{label}: {ours:?}");
             *seen.entry(label).or_default() += 1;
             continue;
         }
         let ours = ours.unwrap_or_else(|(text, _)| text);
         assert_eq!(ours, unescape(&theirs), "{label}: {bytes}");
-        *seen
-            .entry(theirs.split(' ').next().unwrap().to_owned())
-            .or_default() += 1;
+        *seen.entry(theirs.split(' ').next().unwrap().to_owned()).or_default() += 1;
     }
-    for kind in ["accepted", "derivation", "error", "unknown", "invalid"]
-        .iter()
-        .chain(&STRICTER)
-    {
+    for kind in ["accepted", "derivation", "error", "unknown", "invalid"].iter().chain(&STRICTER) {
         assert!(seen.contains_key(*kind), "no case was `{kind}'");
     }
     assert_eq!((seen["accepted"], seen["derivation"], seen["error"]), (33, 38, 79), "{seen:?}");
