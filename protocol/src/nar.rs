@@ -169,12 +169,7 @@ pub struct Reader<R> {
 impl<R: Read> Reader<R> {
     /// Starts at the archive's first byte.
     pub fn new(inner: R) -> Self {
-        Reader {
-            inner,
-            position: 0,
-            state: State::Start,
-            open: Vec::new(),
-        }
+        Reader { inner, position: 0, state: State::Start, open: Vec::new() }
     }
 
     /// Bytes of the archive read so far.
@@ -219,26 +214,18 @@ impl<R: Read> Reader<R> {
             match self.inner.read(buf) {
                 Ok(0) => {
                     self.state = State::Failed;
-                    return Err(Error::Truncated {
-                        position: self.position,
-                    });
+                    return Err(Error::Truncated { position: self.position });
                 }
                 Ok(got) => break got as u64,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(source) => {
                     self.state = State::Failed;
-                    return Err(Error::Read {
-                        position: self.position,
-                        source,
-                    });
+                    return Err(Error::Read { position: self.position, source });
                 }
             }
         };
         self.position = self.position.saturating_add(got);
-        self.state = State::Data {
-            left: left.saturating_sub(got),
-            padding,
-        };
+        self.state = State::Data { left: left.saturating_sub(got), padding };
         Ok(usize::try_from(got).unwrap_or(want))
     }
 
@@ -257,9 +244,7 @@ impl<R: Read> Reader<R> {
                 let position = self.position;
                 match self.token("the magic") {
                     Ok(token) if token == MAGIC => self.node(),
-                    Ok(_) | Err(Error::TooLong { .. } | Error::Padding { .. }) => {
-                        Err(Error::Magic { position })
-                    }
+                    Ok(_) | Err(Error::TooLong { .. } | Error::Padding { .. }) => Err(Error::Magic { position }),
                     Err(error) => Err(error),
                 }
             }
@@ -273,18 +258,13 @@ impl<R: Read> Reader<R> {
             State::NodeEnd => self.after_node(),
             State::Directory => self.entry(),
             State::Done => Ok((None, State::Done)),
-            State::Failed => Err(Error::Misuse {
-                position: self.position,
-                what: "the archive has been given up after an error",
-            }),
+            State::Failed => Err(Error::Misuse { position: self.position, what: "the archive has been given up after an error" }),
         }
     }
 
     fn node(&mut self) -> Result<(Option<Event>, State), Error> {
         if self.open.len() >= limits::NAR_DEPTH {
-            return Err(Error::Depth {
-                position: self.position,
-            });
+            return Err(Error::Depth { position: self.position });
         }
         self.expect(b"(", "`('")?;
         self.expect(b"type", "`type'")?;
@@ -300,20 +280,10 @@ impl<R: Read> Reader<R> {
                     token = self.token("a field")?;
                 }
                 if token != "contents" {
-                    return Err(Error::Token {
-                        position,
-                        expected: "`contents'",
-                        found: token,
-                    });
+                    return Err(Error::Token { position, expected: "`contents'", found: token });
                 }
                 let size = self.length()?;
-                Ok((
-                    Some(Event::File { executable, size }),
-                    State::Data {
-                        left: size,
-                        padding: padding_of(size),
-                    },
-                ))
+                Ok((Some(Event::File { executable, size }), State::Data { left: size, padding: padding_of(size) }))
             }
             b"symlink" => {
                 self.expect(b"target", "`target'")?;
@@ -329,11 +299,7 @@ impl<R: Read> Reader<R> {
                 self.open.push(BString::default());
                 Ok((Some(Event::Directory), State::Directory))
             }
-            _ => Err(Error::Token {
-                position,
-                expected: "a file type",
-                found: kind,
-            }),
+            _ => Err(Error::Token { position, expected: "a file type", found: kind }),
         }
     }
 
@@ -362,11 +328,7 @@ impl<R: Read> Reader<R> {
                 self.open.pop();
                 Ok((Some(Event::EndDirectory), State::NodeEnd))
             }
-            _ => Err(Error::Token {
-                position,
-                expected: "`entry' or `)'",
-                found: token,
-            }),
+            _ => Err(Error::Token { position, expected: "`entry' or `)'", found: token }),
         }
     }
 
@@ -382,15 +344,7 @@ impl<R: Read> Reader<R> {
     fn expect(&mut self, token: &[u8], expected: &'static str) -> Result<(), Error> {
         let position = self.position;
         let found = self.token(expected)?;
-        if found == token {
-            Ok(())
-        } else {
-            Err(Error::Token {
-                position,
-                expected,
-                found,
-            })
-        }
+        if found == token { Ok(()) } else { Err(Error::Token { position, expected, found }) }
     }
 
     fn token(&mut self, what: &'static str) -> Result<BString, Error> {
@@ -403,12 +357,7 @@ impl<R: Read> Reader<R> {
         let size = match usize::try_from(length) {
             Ok(size) if size <= limit => size,
             _ => {
-                return Err(Error::TooLong {
-                    position,
-                    what,
-                    length,
-                    limit,
-                });
+                return Err(Error::TooLong { position, what, length, limit });
             }
         };
         let mut bytes = vec![0; size];
@@ -437,9 +386,7 @@ impl<R: Read> Reader<R> {
     fn skip(&mut self, mut left: u64) -> Result<(), Error> {
         let mut scratch = [0; 8192];
         while left > 0 {
-            let step = usize::try_from(left)
-                .unwrap_or(usize::MAX)
-                .min(scratch.len());
+            let step = usize::try_from(left).unwrap_or(usize::MAX).min(scratch.len());
             self.fill(scratch.get_mut(..step).unwrap_or_default())?;
             left = left.saturating_sub(step as u64);
         }
@@ -448,17 +395,10 @@ impl<R: Read> Reader<R> {
 
     fn fill(&mut self, buf: &mut [u8]) -> Result<(), Error> {
         let size = buf.len() as u64;
-        self.inner
-            .read_exact(buf)
-            .map_err(|source| match source.kind() {
-                io::ErrorKind::UnexpectedEof => Error::Truncated {
-                    position: self.position,
-                },
-                _ => Error::Read {
-                    position: self.position,
-                    source,
-                },
-            })?;
+        self.inner.read_exact(buf).map_err(|source| match source.kind() {
+            io::ErrorKind::UnexpectedEof => Error::Truncated { position: self.position },
+            _ => Error::Read { position: self.position, source },
+        })?;
         self.position = self.position.saturating_add(size);
         Ok(())
     }
@@ -500,12 +440,7 @@ pub struct Writer<W> {
 impl<W: Write> Writer<W> {
     /// Starts an archive; nothing is written before the first node.
     pub fn new(inner: W) -> Self {
-        Writer {
-            inner,
-            position: 0,
-            expect: Expect::Root,
-            open: Vec::new(),
-        }
+        Writer { inner, position: 0, expect: Expect::Root, open: Vec::new() }
     }
 
     /// Bytes written so far.
@@ -532,24 +467,15 @@ impl<W: Write> Writer<W> {
     pub fn entry(&mut self, name: &BStr) -> Result<(), Error> {
         self.end_data()?;
         if self.expect != Expect::EntryOrEnd {
-            return Err(Error::Misuse {
-                position: self.position,
-                what: "entry",
-            });
+            return Err(Error::Misuse { position: self.position, what: "entry" });
         }
         if !valid_name(name) {
             let name = name.get(..limits::NAR_NAME).unwrap_or(name).into();
-            return Err(Error::Name {
-                position: self.position,
-                name,
-            });
+            return Err(Error::Name { position: self.position, name });
         }
         if let Some(last) = self.open.last_mut() {
             if name <= last.as_bstr() {
-                return Err(Error::Order {
-                    position: self.position,
-                    name: name.to_owned(),
-                });
+                return Err(Error::Order { position: self.position, name: name.to_owned() });
             }
             *last = name.to_owned();
         }
@@ -565,10 +491,7 @@ impl<W: Write> Writer<W> {
     pub fn end_directory(&mut self) -> Result<(), Error> {
         self.end_data()?;
         if self.expect != Expect::EntryOrEnd || self.open.pop().is_none() {
-            return Err(Error::Misuse {
-                position: self.position,
-                what: "end of directory",
-            });
+            return Err(Error::Misuse { position: self.position, what: "end of directory" });
         }
         self.end_node()
     }
@@ -579,9 +502,7 @@ impl<W: Write> Writer<W> {
     /// [`Error::Target`], [`Error::Misuse`] where no node is due, [`Error::Write`].
     pub fn symlink(&mut self, target: &BStr) -> Result<(), Error> {
         if !valid_target(target) {
-            return Err(Error::Target {
-                position: self.position,
-            });
+            return Err(Error::Target { position: self.position });
         }
         self.begin_node("symlink")?;
         self.tokens(&[b"symlink", b"target", target])?;
@@ -600,10 +521,7 @@ impl<W: Write> Writer<W> {
         }
         self.tokens(&[b"contents"])?;
         self.put(&size.to_le_bytes())?;
-        self.expect = Expect::Data {
-            left: size,
-            padding: padding_of(size),
-        };
+        self.expect = Expect::Data { left: size, padding: padding_of(size) };
         Ok(())
     }
 
@@ -616,16 +534,10 @@ impl<W: Write> Writer<W> {
             return Ok(());
         }
         let Expect::Data { left, padding } = self.expect else {
-            return Err(Error::Misuse {
-                position: self.position,
-                what: "data",
-            });
+            return Err(Error::Misuse { position: self.position, what: "data" });
         };
         let Some(left) = left.checked_sub(bytes.len() as u64) else {
-            return Err(Error::Misuse {
-                position: self.position,
-                what: "more data than the size says",
-            });
+            return Err(Error::Misuse { position: self.position, what: "more data than the size says" });
         };
         self.put(bytes)?;
         self.expect = Expect::Data { left, padding };
@@ -639,15 +551,9 @@ impl<W: Write> Writer<W> {
     pub fn finish(mut self) -> Result<W, Error> {
         self.end_data()?;
         if self.expect != Expect::Finished {
-            return Err(Error::Misuse {
-                position: self.position,
-                what: "end of the archive",
-            });
+            return Err(Error::Misuse { position: self.position, what: "end of the archive" });
         }
-        self.inner.flush().map_err(|source| Error::Write {
-            position: self.position,
-            source,
-        })?;
+        self.inner.flush().map_err(|source| Error::Write { position: self.position, source })?;
         Ok(self.inner)
     }
 
@@ -656,16 +562,11 @@ impl<W: Write> Writer<W> {
             Expect::Root => true,
             Expect::Node => false,
             _ => {
-                return Err(Error::Misuse {
-                    position: self.position,
-                    what,
-                });
+                return Err(Error::Misuse { position: self.position, what });
             }
         };
         if self.open.len() >= limits::NAR_DEPTH {
-            return Err(Error::Depth {
-                position: self.position,
-            });
+            return Err(Error::Depth { position: self.position });
         }
         if root {
             self.tokens(&[MAGIC])?;
@@ -690,10 +591,7 @@ impl<W: Write> Writer<W> {
             return Ok(());
         };
         if left > 0 {
-            return Err(Error::Misuse {
-                position: self.position,
-                what: "less data than the size says",
-            });
+            return Err(Error::Misuse { position: self.position, what: "less data than the size says" });
         }
         self.put([0; 8].get(..padding).unwrap_or_default())?;
         self.end_node()
@@ -710,10 +608,7 @@ impl<W: Write> Writer<W> {
     }
 
     fn put(&mut self, bytes: &[u8]) -> Result<(), Error> {
-        self.inner.write_all(bytes).map_err(|source| Error::Write {
-            position: self.position,
-            source,
-        })?;
+        self.inner.write_all(bytes).map_err(|source| Error::Write { position: self.position, source })?;
         self.position = self.position.saturating_add(bytes.len() as u64);
         Ok(())
     }
