@@ -21,8 +21,11 @@
   (arguments
    ;; Without these two, Guix would build its own distribution from the seeds of its bootstrap first.
    `(#:implicit-inputs? #f
-     #:guile ,debian-toolchain))
-  (native-inputs `(("toolchain" ,debian-toolchain)))
+     #:guile ,debian-toolchain
+     ;; The default since 1.3; the toolchain has no other locale.
+     #:locale "C.UTF-8"))
+  ;; The configure phase of 1.2 looks for its shell under this label.
+  (native-inputs `(("bash" ,debian-toolchain)))
   (home-page "https://www.gnu.org/software/hello/")
   (synopsis "Hello, GNU world: an example GNU package")
   (description "GNU Hello prints the message \"Hello, world!\" and then exits.")
