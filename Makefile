@@ -1,0 +1,53 @@
+# make check : everything that can be checked on one machine; installs what it needs, needs root, some ten minutes on 2 cores.
+#              Its parts, each of which can be asked for alone, are below.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+export RUSTDOCFLAGS := -D warnings
+
+CARGO ?= cargo
+scripts = pre-inst-env .ci/run $(filter-out build-aux/bin %.scm,$(wildcard build-aux/*)) build-aux/bin/fruix \
+  examples/debian/relocate.sh $(shell find compat-tests -name '*.sh')
+
+.PHONY: check prepare format lint test doc licences scripts roots main-job
+
+check: prepare format lint test doc licences scripts main-job
+	@echo "make check: all passed in $$SECONDS s of this last step"
+
+# Packages of the machine itself.  A cargo is needed beforehand: see build-aux/build-fruixd.
+prepare:
+	@./build-aux/install-packages gcc libc6-dev mmdebstrap musl-tools shellcheck
+
+format:
+	$(CARGO) fmt --all --check
+
+lint:
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+
+test: prepare
+	if $(CARGO) nextest --version >/dev/null 2>&1; then
+	  $(CARGO) nextest run --locked --workspace
+	  $(CARGO) test --locked --workspace --doc
+	else
+	  $(CARGO) test --locked --workspace
+	fi
+
+doc:
+	$(CARGO) doc --locked --workspace --no-deps --document-private-items
+
+licences:
+	./compat-tests/licences.sh
+
+scripts: prepare
+	shellcheck -x $(scripts)
+
+# Roots with the real peers, outside the tree, and the daemon as a release.
+roots: prepare
+	./build-aux/provision all
+	./build-aux/provision guix-1.2
+
+main-job: roots
+	./compat-tests/main-job/compare.sh
+	./compat-tests/main-job/client-1.2.sh
+	./compat-tests/main-job/profile.sh
