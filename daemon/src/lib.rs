@@ -1,2 +1,26 @@
-//! See docs/architecture.md.
+//! A build daemon that speaks the Guix worker protocol.
+//!
+//! The way of a request: [`listen`] accepts, [`server`] gives each client a session, [`session`] has one method per operation, which asks the
+//! store or the [`scheduler`]. The way of a derivation: [`scheduler`] decides when, [`build`] makes directories and a plan, [`sandbox`] runs it,
+//! [`outputs`] takes what came of it into the store. See `docs/architecture.md`.
+
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
+
+pub mod build;
+pub mod build_dir;
+pub mod build_log;
+mod builtin_job;
 pub mod builtins;
+pub mod config;
+pub mod error;
+pub mod explain;
+pub mod listen;
+pub mod options;
+mod outputs;
+pub mod requester;
+pub mod sandbox;
+pub mod scheduler;
+pub mod server;
+pub mod session;
+pub mod sys;
+pub mod users;

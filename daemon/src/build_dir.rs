@@ -1,0 +1,223 @@
+//! The directories of one build: the build directory under `$TMPDIR`, and the root of the sandbox in the store directory.
+//!
+//! Both have a top that only the daemon can enter, so that nothing a builder does to what is below, such as making it writable for all or leaving
+//! a setuid program, is of use to anybody outside. They are reached and removed by descriptor, never by a name that a builder could have swapped.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use fruix_store::fsutil;
+use nix::dir::Dir;
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, openat, renameat};
+use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmod, fchmodat, fstatat, mkdirat};
+use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fchownat, unlinkat};
+
+use crate::error::Error;
+
+/// The directory inside, which the builder gets.
+const TOP: &str = "top";
+/// How deep a kept build directory is followed when it is given to a user; what is deeper stays with the build user.
+const MAX_DEPTH: usize = 256;
+/// How many names are tried for a build directory.
+const MAX_NAMES: u32 = 10_000;
+
+fn dir_flags() -> OFlag {
+    OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC
+}
+
+/// Whether the builder's directory is inside one that only the daemon can enter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// `NAME` is the daemon's, `NAME/top` the builder's: for sandboxes.
+    Nested,
+    /// `NAME` is the builder's: for builders that have to reach it by its full name.
+    Flat,
+}
+
+/// The directory of a build. Removed when dropped, unless kept.
+#[derive(Debug)]
+pub struct BuildDir {
+    shape: Shape,
+    parent: OwnedFd,
+    name: String,
+    path: PathBuf,
+    outer: OwnedFd,
+    top: OwnedFd,
+    kept: bool,
+}
+
+impl BuildDir {
+    /// Makes `PARENT/BASE-N` for the first free N, as upstream names build directories.
+    pub fn numbered(parent: &Path, base: &str, shape: Shape) -> Result<BuildDir, Error> {
+        let dir = open_dir(parent)?;
+        for number in 0..MAX_NAMES {
+            let name = format!("{base}-{number}");
+            match mkdirat(&dir, name.as_str(), Mode::S_IRWXU) {
+                Ok(()) => return BuildDir::enter(dir, parent, name, shape),
+                Err(Errno::EEXIST) => {}
+                Err(errno) => return Err(Error::io("creating build directory", &parent.join(name), errno.into())),
+            }
+        }
+        Err(Error::io("creating build directory", &parent.join(base), io::ErrorKind::AlreadyExists.into()))
+    }
+
+    /// Makes `PARENT/NAME`, after removing what an earlier daemon left there.
+    pub fn named(parent: &Path, name: String) -> Result<BuildDir, Error> {
+        let dir = open_dir(parent)?;
+        let path = parent.join(&name);
+        remove(&dir, &name, &path)?;
+        mkdirat(&dir, name.as_str(), Mode::S_IRWXU).map_err(|errno| Error::io("creating directory", &path, errno.into()))?;
+        BuildDir::enter(dir, parent, name, Shape::Nested)
+    }
+
+    fn enter(parent: OwnedFd, parent_path: &Path, name: String, shape: Shape) -> Result<BuildDir, Error> {
+        let path = parent_path.join(&name);
+        let failed = |errno: Errno| Error::io("creating directory", &path, errno.into());
+        let outer = openat(&parent, name.as_str(), dir_flags(), Mode::empty()).map_err(failed)?;
+        let top = match shape {
+            Shape::Nested => {
+                mkdirat(&outer, TOP, Mode::S_IRWXU).map_err(failed)?;
+                openat(&outer, TOP, dir_flags(), Mode::empty()).map_err(failed)?
+            }
+            Shape::Flat => outer.try_clone().map_err(|source| Error::io("creating directory", &path, source))?,
+        };
+        Ok(BuildDir { shape, parent, name, path, outer, top, kept: false })
+    }
+
+    /// The outer directory's name.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The builder's directory.
+    #[must_use]
+    pub fn top_path(&self) -> PathBuf {
+        match self.shape {
+            Shape::Nested => self.path.join(TOP),
+            Shape::Flat => self.path.clone(),
+        }
+    }
+
+    /// The builder's directory, held.
+    #[must_use]
+    pub fn top(&self) -> &OwnedFd {
+        &self.top
+    }
+
+    /// Gives the builder's directory an owner and a mode.
+    pub fn hand_over(&self, owner: Option<(u32, u32)>, mode: u32) -> Result<(), Error> {
+        let failed = |errno: Errno| Error::io("cannot change ownership of", &self.path, errno.into());
+        if let Some((uid, gid)) = owner {
+            fchown(&self.top, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid))).map_err(failed)?;
+        }
+        fchmod(&self.top, Mode::from_bits_truncate(mode as nix::libc::mode_t)).map_err(failed)
+    }
+
+    /// Writes a file for the builder to read.
+    pub fn write_file(&self, name: &str, contents: &[u8], owner: Option<(u32, u32)>) -> Result<(), Error> {
+        use std::io::Write as _;
+        let path = self.top_path().join(name);
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let file = openat(&self.top, name, flags, Mode::from_bits_truncate(0o644))
+            .map_err(|errno| Error::io("creating file", &path, errno.into()))?;
+        let mut file = File::from(file);
+        file.write_all(contents).map_err(|source| Error::io("writing file", &path, source))?;
+        if let Some((uid, gid)) = owner {
+            fchown(&file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
+                .map_err(|errno| Error::io("cannot change ownership of", &path, errno.into()))?;
+        }
+        Ok(())
+    }
+
+    /// Keeps the directory for its user to look at: `NAME/top` becomes `NAME`, readable, and his where he is not root. Nothing may run any more
+    /// that could change it. A file with several names stays as it is, since another name may be elsewhere.
+    pub fn keep(mut self, user: Option<(u32, u32)>) -> Result<PathBuf, Error> {
+        let failed = |errno: Errno| Error::io("keeping build directory", &self.path, errno.into());
+        self.kept = true;
+        let owner = user.filter(|(uid, _)| *uid != 0).map(|(uid, gid)| (uid, (gid != 0).then_some(gid)));
+        secure(&self.top, owner, 0).map_err(failed)?;
+        fchmod(&self.top, Mode::from_bits_truncate(0o755)).map_err(failed)?;
+        if let Some((uid, gid)) = owner {
+            fchown(&self.top, Some(Uid::from_raw(uid)), gid.map(Gid::from_raw)).map_err(failed)?;
+        }
+        if self.shape == Shape::Flat {
+            return Ok(self.path.clone());
+        }
+        let pivot = format!("{}.pivot", self.name);
+        renameat(&self.parent, self.name.as_str(), &self.parent, pivot.as_str()).map_err(failed)?;
+        renameat(&self.outer, TOP, &self.parent, self.name.as_str()).map_err(failed)?;
+        unlinkat(&self.parent, pivot.as_str(), UnlinkatFlags::RemoveDir).map_err(failed)?;
+        Ok(self.path.clone())
+    }
+
+    /// Removes the directory and all in it.
+    pub fn remove(mut self) -> Result<(), Error> {
+        self.kept = true;
+        remove(&self.parent, &self.name, &self.path)
+    }
+}
+
+impl Drop for BuildDir {
+    fn drop(&mut self) {
+        if !self.kept
+            && let Err(error) = remove(&self.parent, &self.name, &self.path)
+        {
+            tracing::warn!(%error, "a build directory is left behind");
+        }
+    }
+}
+
+fn open_dir(path: &Path) -> Result<OwnedFd, Error> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    nix::fcntl::open(path, flags, Mode::empty()).map_err(|errno| Error::io("opening directory", path, errno.into()))
+}
+
+fn remove(parent: &OwnedFd, name: &str, path: &Path) -> Result<(), Error> {
+    fsutil::remove_tree(parent, OsStr::new(name), path, 0)?;
+    Ok(())
+}
+
+/// Takes setuid, setgid and world-write bits off everything below `dir`, and gives it to `owner`.
+fn secure(dir: &impl AsFd, owner: Option<(u32, Option<u32>)>, depth: usize) -> nix::Result<()> {
+    let copy = openat(dir, ".", dir_flags(), Mode::empty())?;
+    let mut entries = Dir::from_fd(copy)?;
+    for entry in entries.iter() {
+        let entry = entry?;
+        let name = entry.file_name();
+        if [&b"."[..], b".."].contains(&name.to_bytes()) {
+            continue;
+        }
+        let stat = fstatat(dir, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
+        let kind = SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits());
+        if kind == SFlag::S_IFDIR {
+            if depth < MAX_DEPTH {
+                let below = openat(dir, name, dir_flags(), Mode::empty())?;
+                secure(&below, owner, depth + 1)?;
+            } else {
+                continue;
+            }
+        } else if kind != SFlag::S_IFLNK && stat.st_nlink > 1 {
+            continue;
+        }
+        if kind != SFlag::S_IFLNK {
+            let mode = Mode::from_bits_truncate(stat.st_mode & 0o1775);
+            fchmodat(dir, name, mode, FchmodatFlags::FollowSymlink)?;
+        }
+        if let Some((uid, gid)) = owner {
+            fchownat(dir, name, Some(Uid::from_raw(uid)), gid.map(Gid::from_raw), AtFlags::AT_SYMLINK_NOFOLLOW)?;
+        }
+    }
+    Ok(())
+}
+
+/// The number of bytes free for ordinary use where `file` is; the largest number where that cannot be told.
+#[must_use]
+#[allow(clippy::unnecessary_cast)] // The types differ between platforms.
+pub fn free_bytes(file: impl AsFd) -> u64 {
+    nix::sys::statvfs::fstatvfs(file).map_or(u64::MAX, |stat| (stat.blocks_available() as u64).saturating_mul(stat.fragment_size() as u64))
+}

@@ -1,0 +1,717 @@
+//! What is to be built, and when: each derivation once, whoever asks.
+//!
+//! A *goal* is one derivation to be realised in one mode. It runs as a task of its own, is shared by everybody who asks while it runs, and ends
+//! when the last of them has gone: the [`Goal`] that waiters hold aborts the task when it is dropped, which kills the builder and cleans up.
+//! A goal knows its listeners, all the requesters that wait for it directly or through other goals; each line goes to each of them once.
+//!
+//! `max_jobs` bounds the builds that run at once, whoever asked for them; a client that asks for more than the daemon's default is given it.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use fruix_drv::StorePath;
+use fruix_drv::derivation::Derivation;
+use fruix_store::{Store, TempRoots};
+use tokio::sync::{Notify, watch};
+use tokio::task::AbortHandle;
+use tracing::debug;
+
+use crate::build::{Builder, Job, Verdict};
+use crate::error::Error;
+use crate::options::Level;
+use crate::requester::Requester;
+
+/// How long to wait before trying again for locks that another process holds.
+const LOCK_POLL: Duration = Duration::from_millis(500);
+
+/// Why a derivation is built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum BuildMode {
+    /// To have its outputs.
+    Normal,
+    /// To replace outputs that are damaged.
+    Repair,
+    /// To see whether it gives the same again.
+    Check,
+}
+
+impl BuildMode {
+    /// The mode of upstream's number.
+    #[must_use]
+    pub fn from_wire(number: u64) -> Option<BuildMode> {
+        [BuildMode::Normal, BuildMode::Repair, BuildMode::Check].get(usize::try_from(number).ok()?).copied()
+    }
+}
+
+/// Which outputs of a derivation somebody wants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// All.
+    All,
+    /// Those of the given names.
+    Some(BTreeSet<String>),
+}
+
+impl Wanted {
+    fn includes(&self, name: &str) -> bool {
+        match self {
+            Wanted::All => true,
+            Wanted::Some(names) => names.contains(name),
+        }
+    }
+
+    /// Adds `other`; tells whether that changed anything.
+    fn extend(&mut self, other: &Wanted) -> bool {
+        match (&mut *self, other) {
+            (Wanted::All, _) => false,
+            (Wanted::Some(_), Wanted::All) => {
+                *self = Wanted::All;
+                true
+            }
+            (Wanted::Some(names), Wanted::Some(more)) => {
+                let before = names.len();
+                names.extend(more.iter().cloned());
+                names.len() != before
+            }
+        }
+    }
+}
+
+/// What a client may ask to have built.
+#[derive(Clone, Debug)]
+pub enum Target {
+    /// A derivation, and which of its outputs.
+    Derivation(StorePath, Wanted),
+    /// Any other path: it must be there, since nothing can make it.
+    Path(StorePath),
+}
+
+/// How a goal ended.
+#[derive(Clone, Debug)]
+struct GoalResult {
+    outcome: Outcome,
+    /// Whether it, or one that it waited for, ran out of time: the client is told status 101.
+    timed_out: bool,
+    /// Whether it, or one that it waited for, failed for good: status 100.
+    permanent: bool,
+}
+
+#[derive(Clone, Debug)]
+enum Outcome {
+    Success,
+    Failed,
+    /// Ends the whole request with this message, as upstream's exceptions do.
+    Fatal {
+        message: String,
+        status: u64,
+    },
+}
+
+impl GoalResult {
+    fn success() -> GoalResult {
+        GoalResult { outcome: Outcome::Success, timed_out: false, permanent: false }
+    }
+
+    fn failed() -> GoalResult {
+        GoalResult { outcome: Outcome::Failed, ..GoalResult::success() }
+    }
+
+    fn fatal(error: &Error) -> GoalResult {
+        GoalResult { outcome: Outcome::Fatal { message: error.to_string(), status: error.status() }, ..GoalResult::success() }
+    }
+}
+
+/// Locks a mutex whose holders never leave it in a bad state, even when they panic.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Everybody who hears of a build.
+pub struct Audience {
+    state: Mutex<AudienceState>,
+}
+
+struct AudienceState {
+    listeners: BTreeMap<u64, Weak<Requester>>,
+    children: Vec<Arc<Goal>>,
+    wanted: Wanted,
+    /// Whether somebody wanted more outputs after the goal had looked.
+    widened: bool,
+    /// What a listener who comes late must hear first: which build the output belongs to.
+    started: Option<Vec<u8>>,
+    closed: bool,
+}
+
+impl Audience {
+    /// An audience that nobody is in.
+    pub(crate) fn nobody() -> Arc<Audience> {
+        Audience::wanting(&Wanted::All)
+    }
+
+    fn wanting(wanted: &Wanted) -> Arc<Audience> {
+        Arc::new(Audience {
+            state: Mutex::new(AudienceState {
+                listeners: BTreeMap::new(),
+                children: Vec::new(),
+                wanted: wanted.clone(),
+                widened: false,
+                started: None,
+                closed: false,
+            }),
+        })
+    }
+
+    /// The requesters that still wait, in the order in which they came.
+    #[must_use]
+    pub fn listeners(&self) -> Vec<Arc<Requester>> {
+        lock(&self.state).listeners.values().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Sends a message to all.
+    pub fn message(&self, level: Level, line: &str) {
+        for requester in self.listeners() {
+            requester.message(level, line.as_bytes());
+        }
+    }
+
+    /// Sends a trace to all who read traces.
+    pub fn trace(&self, line: &str) {
+        for requester in self.listeners() {
+            requester.trace(line.as_bytes());
+        }
+    }
+
+    /// Tells all that a build has begun, and whoever comes later too.
+    pub fn started(&self, line: String) {
+        self.trace(&line);
+        lock(&self.state).started = Some(line.into_bytes());
+    }
+
+    /// Forgets the build that [`Audience::started`] told of.
+    pub fn stopped(&self) {
+        lock(&self.state).started = None;
+    }
+
+    /// Sends the output of the builder with process id `pid` to all.
+    pub fn builder_output(&self, pid: i32, bytes: &[u8]) {
+        for requester in self.listeners() {
+            requester.builder_output(pid, bytes);
+        }
+    }
+
+    /// Adds a listener to this goal and to all that it waits for.
+    fn add_listener(self: &Arc<Audience>, requester: &Arc<Requester>) {
+        let mut todo = vec![Arc::clone(self)];
+        while let Some(audience) = todo.pop() {
+            let mut state = lock(&audience.state);
+            let before = state.listeners.insert(requester.id, Arc::downgrade(requester));
+            if before.is_none_or(|weak| weak.strong_count() == 0) {
+                if let Some(line) = &state.started {
+                    requester.trace(line);
+                }
+                todo.extend(state.children.iter().map(|child| Arc::clone(&child.audience)));
+            }
+        }
+    }
+
+    /// Makes `child` one of those that this goal waits for, and its listeners the child's.
+    fn adopt(self: &Arc<Audience>, child: Arc<Goal>) {
+        let audience = Arc::clone(&child.audience);
+        // Once the child is in the list, whoever joins us is passed on to it; whoever joined before is in `listeners` now.
+        lock(&self.state).children.push(child);
+        for requester in self.listeners() {
+            audience.add_listener(&requester);
+        }
+    }
+
+    /// Keeps `path` alive for as long as any listener's session lives.
+    fn root_for_all(&self, path: &StorePath) -> Result<(), Error> {
+        for requester in self.listeners() {
+            if let Some(roots) = requester.roots() {
+                roots.add(path)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn keep_going(&self) -> bool {
+        self.listeners().iter().any(|requester| requester.options.keep_going)
+    }
+
+    fn max_jobs(&self) -> u64 {
+        self.listeners().iter().map(|requester| requester.options.max_jobs).max().unwrap_or(1)
+    }
+}
+
+/// A derivation being realised; dropping the last one stops it.
+struct Goal {
+    audience: Arc<Audience>,
+    result: watch::Receiver<Option<GoalResult>>,
+    task: AbortHandle,
+}
+
+impl Drop for Goal {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Goal {
+    async fn wait(&self) -> GoalResult {
+        let mut result = self.result.clone();
+        match result.wait_for(Option::is_some).await {
+            Ok(value) => value.clone().unwrap_or_else(GoalResult::failed),
+            // The task panicked: our bug, which must not hang the client.
+            Err(_) => GoalResult::fatal(&Error::request("internal error: a build task ended without a result")),
+        }
+    }
+}
+
+/// Bounds the builds that run at once; those with smaller keys first.
+#[derive(Default)]
+struct Slots {
+    state: Mutex<SlotState>,
+    changed: Notify,
+}
+
+#[derive(Default)]
+struct SlotState {
+    running: u64,
+    next: u64,
+    /// Who waits: by name, then by arrival; with how many may run for this one to start.
+    waiting: BTreeMap<(String, u64), u64>,
+}
+
+struct Slot(Arc<Slots>);
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        let mut state = lock(&self.0.state);
+        state.running = state.running.saturating_sub(1);
+        drop(state);
+        self.0.changed.notify_waiters();
+    }
+}
+
+struct Waiting<'a> {
+    slots: &'a Slots,
+    key: (String, u64),
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        lock(&self.slots.state).waiting.remove(&self.key);
+        self.slots.changed.notify_waiters();
+    }
+}
+
+impl Slots {
+    /// Waits until fewer than `allowed()` builds run and nobody before us could start instead.
+    async fn acquire(self: &Arc<Slots>, name: &str, allowed: impl Fn() -> u64) -> Slot {
+        let key = {
+            let mut state = lock(&self.state);
+            state.next += 1;
+            let key = (name.to_owned(), state.next);
+            state.waiting.insert(key.clone(), allowed());
+            key
+        };
+        let waiting = Waiting { slots: self, key };
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            {
+                let mut state = lock(&self.state);
+                state.waiting.insert(waiting.key.clone(), allowed());
+                let running = state.running;
+                let first = state.waiting.iter().find(|(_, allowed)| running < **allowed).map(|(key, _)| key);
+                if first == Some(&waiting.key) {
+                    state.running += 1;
+                    break;
+                }
+            }
+            changed.await;
+        }
+        drop(waiting);
+        Slot(Arc::clone(self))
+    }
+}
+
+/// The one scheduler of a daemon.
+#[derive(Clone)]
+pub struct Scheduler(Arc<Inner>);
+
+struct Inner {
+    store: Store,
+    cache_failures: bool,
+    builder: Builder,
+    goals: Mutex<HashMap<(StorePath, BuildMode), Weak<Goal>>>,
+    slots: Arc<Slots>,
+}
+
+impl Scheduler {
+    /// A scheduler that builds with `builder` into `store`.
+    #[must_use]
+    pub fn new(store: Store, builder: Builder, cache_failures: bool) -> Scheduler {
+        Scheduler(Arc::new(Inner { store, cache_failures, builder, goals: Mutex::new(HashMap::new()), slots: Arc::new(Slots::default()) }))
+    }
+
+    /// Realises `targets` for `requester`. The error's text and status are what the client is told; dropping the future gives up, and stops
+    /// what nobody else waits for.
+    pub async fn build(&self, requester: &Arc<Requester>, targets: Vec<Target>, mode: BuildMode) -> Result<(), Error> {
+        let mut failed = BTreeSet::new();
+        let (mut timed_out, mut permanent) = (false, false);
+        let mut goals = Vec::new();
+        for target in targets {
+            match target {
+                Target::Derivation(drv, wanted) => {
+                    let goal = self.0.join(&drv, mode, &wanted);
+                    goal.audience.add_listener(requester);
+                    goals.push((drv, goal));
+                }
+                Target::Path(path) => {
+                    if let Some(roots) = requester.roots() {
+                        roots.add(&path)?;
+                    }
+                    // Without substituters upstream lets such a goal end quietly: a path that is not there is found out by whoever uses it.
+                    if !self.0.store.is_valid(&path)? {
+                        debug!(path = %path, "not valid, and there is no substituter that can build it");
+                    }
+                }
+            }
+        }
+        let mut waiting: tokio::task::JoinSet<(usize, GoalResult)> = tokio::task::JoinSet::new();
+        for (index, (_, goal)) in goals.iter().enumerate() {
+            let goal = Arc::clone(goal);
+            waiting.spawn(async move { (index, goal.wait().await) });
+        }
+        while let Some(done) = waiting.join_next().await {
+            let Ok((index, result)) = done else { continue };
+            timed_out |= result.timed_out;
+            permanent |= result.permanent;
+            match result.outcome {
+                Outcome::Success => {}
+                Outcome::Fatal { message, status } => return Err(Error::Request { message, status }),
+                Outcome::Failed => {
+                    if let Some((drv, _)) = goals.get(index) {
+                        failed.insert(drv.clone());
+                    }
+                    if !requester.options.keep_going {
+                        break;
+                    }
+                }
+            }
+        }
+        if failed.is_empty() {
+            return Ok(());
+        }
+        let paths = show_paths(&self.0.store, &failed);
+        let status = if timed_out {
+            101
+        } else if permanent {
+            100
+        } else {
+            1
+        };
+        Err(Error::Request { message: format!("build of {paths} failed"), status })
+    }
+}
+
+/// Paths as upstream lists them in messages: `` `a', `b' ``.
+#[must_use]
+pub fn show_paths<'a>(store: &Store, paths: impl IntoIterator<Item = &'a StorePath>) -> String {
+    let quoted: Vec<_> = paths.into_iter().map(|path| format!("`{}'", store.store_dir().display(path))).collect();
+    quoted.join(", ")
+}
+
+impl Inner {
+    /// The goal for `drv`, running; one that is there is shared.
+    fn join(self: &Arc<Inner>, drv: &StorePath, mode: BuildMode, wanted: &Wanted) -> Arc<Goal> {
+        let key = (drv.clone(), mode);
+        let mut goals = lock(&self.goals);
+        if let Some(goal) = goals.get(&key).and_then(Weak::upgrade) {
+            let mut state = lock(&goal.audience.state);
+            if !state.closed {
+                state.widened |= state.wanted.extend(wanted);
+                drop(state);
+                return goal;
+            }
+        }
+        let audience = Audience::wanting(wanted);
+        let (sender, receiver) = watch::channel(None);
+        let task = tokio::spawn({
+            let (inner, audience, key) = (Arc::clone(self), Arc::clone(&audience), key.clone());
+            async move {
+                let result = inner.run(&key.0, key.1, &audience).await;
+                // Whoever still holds us has the result; whoever comes next starts anew, and looks at the database first.
+                let mut goals = lock(&inner.goals);
+                let mut state = lock(&audience.state);
+                state.closed = true;
+                let children = std::mem::take(&mut state.children);
+                drop(state);
+                if goals.get(&key).and_then(Weak::upgrade).is_none_or(|goal| Arc::ptr_eq(&goal.audience, &audience)) {
+                    goals.remove(&key);
+                }
+                drop(goals);
+                drop(children);
+                let _ = sender.send(Some(result));
+            }
+        })
+        .abort_handle();
+        let goal = Arc::new(Goal { audience, result: receiver, task });
+        goals.insert(key, Arc::downgrade(&goal));
+        goal
+    }
+
+    async fn run(self: &Arc<Inner>, drv_path: &StorePath, mode: BuildMode, audience: &Arc<Audience>) -> GoalResult {
+        // Roots of its own keep what the goal works on, whoever leaves meanwhile.
+        let roots = self.store.temp_roots();
+        loop {
+            match self.attempt(drv_path, mode, audience, &roots).await {
+                Ok(result) => {
+                    let mut state = lock(&audience.state);
+                    if std::mem::take(&mut state.widened) && matches!(result.outcome, Outcome::Success) {
+                        continue;
+                    }
+                    state.closed = true;
+                    return result;
+                }
+                Err(error) => return GoalResult::fatal(&error),
+            }
+        }
+    }
+
+    async fn attempt(
+        self: &Arc<Inner>,
+        drv_path: &StorePath,
+        mode: BuildMode,
+        audience: &Arc<Audience>,
+        roots: &TempRoots,
+    ) -> Result<GoalResult, Error> {
+        let shown = self.store.store_dir().display(drv_path);
+        roots.add(drv_path)?;
+        if !self.store.is_valid(drv_path)? {
+            audience.message(Level::Error, &format!("cannot build missing derivation `{shown}'"));
+            return Ok(GoalResult::failed());
+        }
+        let drv = Arc::new(self.read_derivation(drv_path).await?);
+        for output in drv.outputs.values() {
+            roots.add(&output.path)?;
+        }
+        audience.root_for_all(drv_path)?;
+        for output in drv.outputs.values() {
+            audience.root_for_all(&output.path)?;
+        }
+        let wanted = {
+            let mut state = lock(&audience.state);
+            state.widened = false;
+            state.wanted.clone()
+        };
+        let mut invalid = BTreeSet::new();
+        for (_, output) in drv.outputs.iter().filter(|(name, _)| wanted.includes(name)) {
+            if !self.output_good(&output.path, mode).await? {
+                invalid.insert(output.path.clone());
+            }
+        }
+        match mode {
+            BuildMode::Normal | BuildMode::Repair if invalid.is_empty() => return Ok(GoalResult::success()),
+            BuildMode::Check if !invalid.is_empty() => {
+                return Err(Error::request(format!("`{shown}' is missing outputs; build it normally before using `--check'")));
+            }
+            _ => {}
+        }
+        if let Some(result) = self.failed_before(&invalid, &shown, audience)? {
+            return Ok(result);
+        }
+        if let Some(result) = self.realise_inputs(&drv, mode, &shown, audience).await? {
+            return Ok(result);
+        }
+        let inputs = self.input_closure(drv_path, &drv).await?;
+        self.build(drv_path, &drv, mode, inputs, audience).await
+    }
+
+    /// Waits for slot and locks, looks again, and builds.
+    async fn build(
+        self: &Arc<Inner>,
+        drv_path: &StorePath,
+        drv: &Arc<Derivation>,
+        mode: BuildMode,
+        inputs: BTreeSet<StorePath>,
+        audience: &Arc<Audience>,
+    ) -> Result<GoalResult, Error> {
+        let shown = self.store.store_dir().display(drv_path);
+        let outputs: Vec<StorePath> = drv.outputs.values().map(|output| output.path.clone()).collect();
+        let prefer_local = drv.env.get(&b"preferLocalBuild"[..]).is_some_and(|value| value == "1");
+        if audience.max_jobs() == 0 && !prefer_local {
+            return Err(Error::request("unable to start any build; either increase `--max-jobs' or enable distributed builds"));
+        }
+        let mut said = false;
+        let (slot, locks) = loop {
+            let slot = self.slots.acquire(drv_path.name(), || audience.max_jobs().max(u64::from(prefer_local))).await;
+            let (store, paths) = (self.store.clone(), outputs.clone());
+            if let Some(locks) = blocking(move || Ok(store.lock_paths(&paths, false)?)).await? {
+                break (slot, Arc::new(Mutex::new(locks)));
+            }
+            drop(slot);
+            if !std::mem::replace(&mut said, true) {
+                audience.message(Level::Error, "waiting for locks or build slots...");
+            }
+            tokio::time::sleep(LOCK_POLL).await;
+        };
+        // Another process may have built it before we had the locks.
+        let mut missing = BTreeSet::new();
+        for path in &outputs {
+            if mode == BuildMode::Check || !self.output_good(path, mode).await? {
+                missing.insert(path.clone());
+            }
+        }
+        if missing.is_empty() {
+            lock(&locks).set_deletion(true);
+            return Ok(GoalResult::success());
+        }
+        if let Some(result) = self.failed_before(&missing, &shown, audience)? {
+            return Ok(result);
+        }
+        let job = Job { drv_path: drv_path.clone(), drv: Arc::clone(drv), mode, inputs, missing, audience: Arc::clone(audience), locks };
+        let verdict = self.builder.build(job).await;
+        drop(slot);
+        audience.stopped();
+        match verdict {
+            Ok(Verdict::Built) => Ok(GoalResult::success()),
+            Ok(Verdict::Failed { permanent, timed_out, cacheable }) => {
+                if cacheable && self.cache_failures {
+                    self.store.register_failed(&outputs.into_iter().collect())?;
+                }
+                Ok(GoalResult { outcome: Outcome::Failed, timed_out, permanent })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn read_derivation(&self, path: &StorePath) -> Result<Derivation, Error> {
+        let (store, path) = (self.store.clone(), path.clone());
+        blocking(move || Ok(store.read_derivation(&path)?)).await
+    }
+
+    /// Whether `path` is valid and, where damage is looked for, undamaged.
+    async fn output_good(&self, path: &StorePath, mode: BuildMode) -> Result<bool, Error> {
+        let Some(info) = self.store.query_path_info(path)? else { return Ok(false) };
+        if mode != BuildMode::Repair {
+            return Ok(true);
+        }
+        let (store, path) = (self.store.clone(), path.clone());
+        blocking(move || Ok(fruix_store::hash_path(&store.real_path(&path)).is_ok_and(|(hash, _)| hash == info.nar_hash))).await
+    }
+
+    fn failed_before(&self, paths: &BTreeSet<StorePath>, shown: &str, audience: &Audience) -> Result<Option<GoalResult>, Error> {
+        if !self.cache_failures {
+            return Ok(None);
+        }
+        for path in paths {
+            if self.store.has_failed(path)? {
+                let path = self.store.store_dir().display(path);
+                audience.message(Level::Error, &format!("builder for `{path}' failed previously (cached)"));
+                audience.trace(&format!("@ build-failed {shown} - cached"));
+                return Ok(Some(GoalResult { permanent: true, ..GoalResult::failed() }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Has all inputs realised; `Some` is the end of the goal.
+    async fn realise_inputs(
+        self: &Arc<Inner>,
+        drv: &Derivation,
+        mode: BuildMode,
+        shown: &str,
+        audience: &Arc<Audience>,
+    ) -> Result<Option<GoalResult>, Error> {
+        let mode = if mode == BuildMode::Repair { BuildMode::Repair } else { BuildMode::Normal };
+        let mut result = GoalResult::success();
+        let mut failed = 0_usize;
+        for path in &drv.input_srcs {
+            if !self.store.is_valid(path)? {
+                failed += 1;
+            }
+        }
+        let mut waiting = tokio::task::JoinSet::new();
+        for (input, outputs) in &drv.input_drvs {
+            let child = self.join(input, mode, &Wanted::Some(outputs.clone()));
+            audience.adopt(Arc::clone(&child));
+            waiting.spawn(async move { child.wait().await });
+        }
+        while let Some(done) = waiting.join_next().await {
+            let Ok(child) = done else { continue };
+            result.timed_out |= child.timed_out;
+            result.permanent |= child.permanent;
+            match child.outcome {
+                Outcome::Success => {}
+                Outcome::Fatal { .. } => return Ok(Some(child)),
+                Outcome::Failed => {
+                    failed += 1;
+                    if !audience.keep_going() {
+                        break;
+                    }
+                }
+            }
+        }
+        // Children that failed or were given up are let go, so that what nobody else wants stops now.
+        drop(waiting);
+        if failed == 0 {
+            return Ok(None);
+        }
+        lock(&audience.state).children.clear();
+        audience.message(Level::Error, &format!("cannot build derivation `{shown}': {failed} dependencies couldn't be built"));
+        result.outcome = Outcome::Failed;
+        Ok(Some(result))
+    }
+
+    /// Everything that the builder may see: the closures of the inputs that the derivation names.
+    async fn input_closure(self: &Arc<Inner>, drv_path: &StorePath, drv: &Arc<Derivation>) -> Result<BTreeSet<StorePath>, Error> {
+        let (store, drv_path, drv) = (self.store.clone(), drv_path.clone(), Arc::clone(drv));
+        blocking(move || {
+            let mut starts: BTreeSet<StorePath> = drv.input_srcs.clone();
+            for (input, names) in &drv.input_drvs {
+                let outputs = store.read_derivation(input)?.outputs;
+                for name in names {
+                    match outputs.get(name) {
+                        Some(output) => drop(starts.insert(output.path.clone())),
+                        None => {
+                            let dir = store.store_dir();
+                            return Err(Error::request(format!(
+                                "derivation `{}' requires non-existent output `{name}' from input derivation `{}'",
+                                dir.display(&drv_path),
+                                dir.display(input)
+                            )));
+                        }
+                    }
+                }
+            }
+            closure(&store, starts)
+        })
+        .await
+    }
+}
+
+/// All that `paths` refer to, themselves included.
+pub fn closure(store: &Store, paths: impl IntoIterator<Item = StorePath>) -> Result<BTreeSet<StorePath>, Error> {
+    let mut todo: Vec<StorePath> = paths.into_iter().collect();
+    let mut seen: BTreeSet<StorePath> = todo.iter().cloned().collect();
+    while let Some(path) = todo.pop() {
+        for reference in store.references(&path)? {
+            if seen.insert(reference.clone()) {
+                todo.push(reference);
+            }
+        }
+    }
+    Ok(seen)
+}
+
+/// Runs `work`, which may block, where that harms nobody.
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(Error::request(format!("internal error: {error}"))),
+    }
+}

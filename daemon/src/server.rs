@@ -1,0 +1,159 @@
+//! The daemon as a whole: the store, the scheduler, and a session for each client.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use fruix_store::Store;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
+use tracing::{debug, info, warn};
+
+use crate::build::Builder;
+use crate::config::Settings;
+use crate::error::Error;
+use crate::listen::{Acceptor, Peer, Socket, Stream, user_name};
+use crate::sandbox::SpawnerHandle;
+use crate::scheduler::Scheduler;
+use crate::session;
+use crate::users::UserPool;
+
+/// How long builds may take to end when the daemon is told to stop.
+const CLEAN_UP: std::time::Duration = std::time::Duration::from_secs(20);
+
+/// What all sessions share.
+pub struct Shared {
+    /// The store.
+    pub store: Store,
+    /// The daemon's settings.
+    pub settings: Arc<Settings>,
+    /// Who builds.
+    pub scheduler: Scheduler,
+    users: Option<Arc<UserPool>>,
+    next: AtomicU64,
+}
+
+impl Shared {
+    /// A number that no other session has.
+    pub fn next_id(&self) -> u64 {
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Whether a user may do what changes the store beyond adding to it: root, or who runs the daemon.
+    #[must_use]
+    pub fn trusts(&self, peer: &Peer) -> bool {
+        peer.credentials.is_some_and(|(uid, _)| uid == 0 || uid == nix::unistd::getuid().as_raw())
+    }
+
+    /// Whether `peer` is a builder, which has no business here: outside a sandbox it could otherwise ask for what it is kept from.
+    fn is_builder(&self, peer: &Peer) -> bool {
+        match (&self.users, peer.credentials) {
+            (Some(users), Some((uid, _))) => uid != 0 && users.uids().is_ok_and(|uids| uids.contains(&uid)),
+            _ => false,
+        }
+    }
+}
+
+/// Opens the store that `settings` name.
+pub fn open_store(settings: &Settings, build_users_gid: Option<u32>) -> Result<Store, Error> {
+    let mut config = fruix_store::Config::new(settings.store_dir.clone(), settings.state_dir.clone());
+    config.log_dir.clone_from(&settings.log_dir);
+    config.db_dir.clone_from(&settings.db_dir);
+    config.build_users_gid = build_users_gid;
+    config.deduplicate = settings.deduplicate;
+    config.gc_keep_outputs = settings.gc_keep_outputs;
+    config.gc_keep_derivations = settings.gc_keep_derivations;
+    config.adopt_items = settings.adopt_empty_database;
+    Ok(Store::open(config)?)
+}
+
+/// Serves until told to stop.
+pub fn run(settings: Settings, spawner: SpawnerHandle, sockets: Vec<Socket>) -> Result<(), Error> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|source| Error::io("starting the runtime of", std::path::Path::new("fruixd"), source))?;
+    let users = match &settings.build_users_group {
+        Some(group) => Some(UserPool::new(group, &settings.state_dir, spawner.clone())?),
+        None => None,
+    };
+    let gid = users.as_ref().map(|users| users.gid()).transpose()?;
+    let store = open_store(&settings, gid)?;
+    runtime.block_on(serve(settings, store, users, spawner, sockets))
+}
+
+async fn serve(
+    settings: Settings,
+    store: Store,
+    users: Option<Arc<UserPool>>,
+    spawner: SpawnerHandle,
+    sockets: Vec<Socket>,
+) -> Result<(), Error> {
+    let settings = Arc::new(settings);
+    let builder = Builder::new(store.clone(), Arc::clone(&settings), spawner, users.clone());
+    let scheduler = Scheduler::new(store.clone(), builder.clone(), settings.cache_failures);
+    let shared = Arc::new(Shared { store, settings, scheduler, users, next: AtomicU64::new(1) });
+    let failed = |source| Error::io("taking over", std::path::Path::new("socket"), source);
+    let mut acceptors = JoinSet::new();
+    for socket in sockets {
+        let acceptor = Acceptor::new(socket).map_err(failed)?;
+        acceptors.spawn(accept(acceptor, Arc::clone(&shared)));
+    }
+    let mut signals = JoinSet::new();
+    for kind in [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()] {
+        let mut signal = signal(kind).map_err(failed)?;
+        signals.spawn(async move { signal.recv().await });
+    }
+    info!(store = shared.settings.store_dir.as_str(), "ready");
+    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+        debug!(%error, "no service manager was told");
+    }
+    signals.join_next().await;
+    info!("stopping");
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    // Sessions end with their tasks, and builds with the sessions that wait for them; the runtime waits for their clean-up.
+    acceptors.shutdown().await;
+    tokio::task::yield_now().await;
+    if tokio::time::timeout(CLEAN_UP, builder.settle()).await.is_err() {
+        warn!("builds did not end in time; what they leave is removed later");
+    }
+    Ok(())
+}
+
+async fn accept(acceptor: Acceptor, shared: Arc<Shared>) {
+    let mut sessions = JoinSet::new();
+    loop {
+        while sessions.try_join_next().is_some() {}
+        match acceptor.accept().await {
+            Ok((stream, peer)) => {
+                if shared.is_builder(&peer) {
+                    warn!("refused connection from {}: builders are not clients", peer.name);
+                    continue;
+                }
+                debug!("accepted connection from {}", peer.name);
+                sessions.spawn(client(stream, peer, Arc::clone(&shared)));
+            }
+            Err(error) => {
+                // Out of descriptors, most likely: sessions that end make room.
+                warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn client(stream: Box<dyn Stream>, peer: Peer, shared: Arc<Shared>) {
+    if let Some((uid, _)) = peer.credentials {
+        match user_name(uid) {
+            Some(name) => {
+                if let Err(error) = shared.store.create_user(&name, uid) {
+                    warn!(%error, "cannot create the profile directory of user {name}");
+                }
+            }
+            None => info!("user with UID {uid} not found"),
+        }
+    }
+    let name = peer.name.clone();
+    if let Err(error) = session::serve(stream, peer, shared).await {
+        debug!(%error, "connection with {name} ended");
+    }
+}
