@@ -18,6 +18,14 @@ fail() {
 
 [ "$(id -u)" -eq 0 ] || fail "needs root, to start daemons with build users"
 
+# Build users of our own, and one test at a time: daemons that share build users kill each other's builds.
+export FRUIX_BUILD_GROUP=checkbuild
+if [ -z "${FRUIX_INSIDE:-}" ]; then
+  mkdir -p "$FRUIX_CACHE"
+  exec 8>"$FRUIX_CACHE/tests.lock"
+  flock -n 8 || { say "waiting for another test on this machine"; flock 8; }
+fi
+
 # new_stores NAME... : empty directories $work/NAME, gone when the script ends, together with the daemons on them.
 new_stores() {
   work=$(mktemp -d "${FRUIX_TEST_STORES:-/var/tmp}/fruix-test.XXXXXX")
@@ -49,7 +57,7 @@ on() {
   shift 2
   # shellcheck disable=SC2016 # expanded by the inner shell
   FRUIX_INSIDE=yes FRUIX_DAEMON=$daemon unshare --mount --propagation private bash -c 'mount --bind "$1" /frx && shift && exec "$@"' on \
-    "$work/$store" "$checkout/pre-inst-env" "$@"
+    "$work/$store" "$checkout/pre-inst-env" "$@" 8>&-
 }
 
 # guix COMMAND... : the unmodified guix, without what `fruix' prepares before; for use inside `on'.
