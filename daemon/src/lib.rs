@@ -18,6 +18,7 @@ pub mod listen;
 pub mod options;
 mod outputs;
 pub mod requester;
+pub mod roots;
 pub mod sandbox;
 pub mod scheduler;
 pub mod server;

@@ -31,7 +31,12 @@ fn run(flags: &Flags) -> Result<(), Error> {
     let spawner = SpawnerHandle::start(builtins::lookup)?;
     let level = if settings.debug { "debug" } else { "info" };
     let filter = EnvFilter::try_from_env("FRUIXD_LOG").unwrap_or_else(|_| EnvFilter::new(level));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .init();
     for remark in Settings::remarks(flags) {
         tracing::info!("{remark}");
     }

@@ -40,8 +40,8 @@ impl Requester {
 
     /// The temporary roots of the session, where there is one.
     #[must_use]
-    pub fn roots(&self) -> Option<&TempRoots> {
-        self.roots.as_deref()
+    pub fn roots(&self) -> Option<&Arc<TempRoots>> {
+        self.roots.as_ref()
     }
 
     /// Sends `line` if the client's verbosity reaches `level`.

@@ -21,6 +21,7 @@ use crate::build::{Builder, Job, Verdict};
 use crate::error::Error;
 use crate::options::Level;
 use crate::requester::Requester;
+use crate::roots::keep;
 
 /// How long to wait before trying again for locks that another process holds.
 const LOCK_POLL: Duration = Duration::from_millis(500);
@@ -225,11 +226,11 @@ impl Audience {
         }
     }
 
-    /// Keeps `path` alive for as long as any listener's session lives.
-    fn root_for_all(&self, path: &StorePath) -> Result<(), Error> {
+    /// Keeps `paths` alive for as long as any listener's session lives.
+    async fn root_for_all(&self, paths: &[&StorePath]) -> Result<(), Error> {
         for requester in self.listeners() {
             if let Some(roots) = requester.roots() {
-                roots.add(path)?;
+                keep(roots, paths.iter().copied()).await?;
             }
         }
         Ok(())
@@ -372,7 +373,7 @@ impl Scheduler {
                 }
                 Target::Path(path) => {
                     if let Some(roots) = requester.roots() {
-                        roots.add(&path)?;
+                        keep(roots, [&path]).await?;
                     }
                     // Without substituters upstream lets such a goal end quietly: a path that is not there is found out by whoever uses it.
                     if !self.0.store.is_valid(&path)? {
@@ -466,7 +467,7 @@ impl Inner {
 
     async fn run(self: &Arc<Inner>, drv_path: &StorePath, mode: BuildMode, audience: &Arc<Audience>) -> GoalResult {
         // Roots of its own keep what the goal works on, whoever leaves meanwhile.
-        let roots = self.store.temp_roots();
+        let roots = Arc::new(self.store.temp_roots());
         loop {
             match self.attempt(drv_path, mode, audience, &roots).await {
                 Ok(result) => {
@@ -487,22 +488,18 @@ impl Inner {
         drv_path: &StorePath,
         mode: BuildMode,
         audience: &Arc<Audience>,
-        roots: &TempRoots,
+        roots: &Arc<TempRoots>,
     ) -> Result<GoalResult, Error> {
         let shown = self.store.store_dir().display(drv_path);
-        roots.add(drv_path)?;
+        keep(roots, [drv_path]).await?;
         if !self.store.is_valid(drv_path)? {
             audience.message(Level::Error, &format!("cannot build missing derivation `{shown}'"));
             return Ok(GoalResult::failed());
         }
         let drv = Arc::new(self.read_derivation(drv_path).await?);
-        for output in drv.outputs.values() {
-            roots.add(&output.path)?;
-        }
-        audience.root_for_all(drv_path)?;
-        for output in drv.outputs.values() {
-            audience.root_for_all(&output.path)?;
-        }
+        let kept: Vec<&StorePath> = std::iter::once(drv_path).chain(drv.output_paths()).collect();
+        keep(roots, kept.iter().copied()).await?;
+        audience.root_for_all(&kept).await?;
         let wanted = {
             let mut state = lock(&audience.state);
             state.widened = false;

@@ -17,6 +17,8 @@ use crate::scheduler::Scheduler;
 use crate::session;
 use crate::users::UserPool;
 
+/// Threads for what blocks, at the most; they end when there is nothing to do.
+const BLOCKING_THREADS: usize = 2048;
 /// How long builds may take to end when the daemon is told to stop.
 const CLEAN_UP: std::time::Duration = std::time::Duration::from_secs(20);
 
@@ -70,6 +72,8 @@ pub fn open_store(settings: &Settings, build_users_gid: Option<u32>) -> Result<S
 pub fn run(settings: Settings, spawner: SpawnerHandle, sockets: Vec<Socket>) -> Result<(), Error> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
+        // A slow upload holds one; a slow client must not keep others from theirs.
+        .max_blocking_threads(BLOCKING_THREADS)
         .build()
         .map_err(|source| Error::io("starting the runtime of", std::path::Path::new("fruixd"), source))?;
     let users = match &settings.build_users_group {

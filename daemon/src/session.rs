@@ -22,6 +22,7 @@ use crate::error::Error;
 use crate::listen::{Peer, Stream};
 use crate::options::ClientOptions;
 use crate::requester::{LineSink, Requester};
+use crate::roots::keep;
 use crate::scheduler::{BuildMode, Target, Wanted, blocking};
 use crate::server::Shared;
 
@@ -212,7 +213,7 @@ impl Service for Session {
     }
 
     async fn ensure_path(&mut self, request: ops::EnsurePath, _: &mut Work) -> Result<(), OpError> {
-        told(self.roots.add(&request.path))?;
+        keep(&self.roots, [&request.path]).await?;
         if told(self.store().is_valid(&request.path))? {
             return Ok(());
         }
@@ -220,8 +221,7 @@ impl Service for Session {
     }
 
     async fn add_temp_root(&mut self, request: ops::AddTempRoot, _: &mut Work) -> Result<(), OpError> {
-        let roots = Arc::clone(&self.roots);
-        self.block(move |_| Ok(roots.add(&request.path)?)).await
+        Ok(keep(&self.roots, [&request.path]).await?)
     }
 
     async fn add_indirect_root(&mut self, request: ops::AddIndirectRoot, _: &mut Work) -> Result<(), OpError> {

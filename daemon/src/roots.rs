@@ -1,0 +1,26 @@
+//! Temporary roots, for callers that must not block.
+
+use std::sync::Arc;
+
+use fruix_drv::StorePath;
+use fruix_store::TempRoots;
+
+use crate::error::Error;
+use crate::scheduler::blocking;
+
+/// Makes `paths` roots of `roots`. Whoever needs a path does this first, and then asks whether it is valid: the answer lasts as long as the roots.
+///
+/// Most often this takes microseconds. While a path is being deleted, or another daemon on the store collects garbage, it waits elsewhere.
+pub async fn keep(roots: &Arc<TempRoots>, paths: impl IntoIterator<Item = &StorePath>) -> Result<(), Error> {
+    let mut later = Vec::new();
+    for path in paths {
+        if !roots.try_add(path)? {
+            later.push(path.clone());
+        }
+    }
+    if later.is_empty() {
+        return Ok(());
+    }
+    let roots = Arc::clone(roots);
+    blocking(move || Ok(roots.add_all(&later)?)).await
+}
