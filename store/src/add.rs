@@ -1,1 +1,528 @@
-//! Adding to the store.
+//! Adding files and texts to the store.
+//!
+//! What is added is named after its contents, so a path that is valid already is simply that: nothing is written. What is small is held in
+//! memory until its name is known; the rest goes straight into the staging directory while it is hashed.
+
+use std::collections::BTreeSet;
+use std::io::{self, Read, Write};
+use std::slice;
+
+use fruix_drv::path::{fixed_output_path, text_path};
+use fruix_drv::{Hash, HashAlgo, Hasher, StorePath, StorePathError, check_name};
+use fruix_protocol::nar::{Event, Reader, Writer};
+
+use crate::fsutil::{Place, remove_tree};
+use crate::nar_fs::{create_file, finish_file, restore_at};
+use crate::register::Parsed;
+use crate::staging::Staged;
+use crate::{Error, PathInfo, Result, Store, TempRoots};
+
+/// Archives up to this many bytes are held in memory, so that adding what is there already touches no disk.
+const IN_MEMORY: usize = 256 * 1024;
+
+/// Bytes that are copied at once.
+const CHUNK: usize = 128 * 1024;
+
+/// Bytes that are hashed at once.
+const HASHED_AT_ONCE: usize = 16 * 1024;
+
+fn bad_name(error: StorePathError) -> Error {
+    Error::BadName { reason: error.to_string() }
+}
+
+impl Store {
+    /// Adds a text file called `name` that refers to `references`, and makes it a root of `roots`. Derivations are added this way; their
+    /// outputs are checked.
+    ///
+    /// # Errors
+    /// [`Error::BadName`], [`Error::NotValid`] for a reference, those of [`Store::check_outputs`] for derivations, and [`Error::Io`].
+    pub fn add_text(&self, roots: &TempRoots, name: &str, contents: &[u8], references: &BTreeSet<StorePath>) -> Result<StorePath> {
+        let path = text_path(self.store_dir(), name, contents, references).map_err(bad_name)?;
+        roots.add(&path)?;
+        if self.is_valid(&path)? {
+            return Ok(path);
+        }
+        let valid = self.filter_valid(references)?;
+        if let Some(missing) = references.iter().find(|reference| !valid.contains(*reference)) {
+            return Err(self.not_valid(missing));
+        }
+        let mut parsed = Parsed::new();
+        if path.is_derivation() {
+            let drv = self.parse_derivation(&path, contents)?;
+            self.check_outputs(&path, &drv)?;
+            parsed.insert(path.clone(), drv);
+        }
+        let (nar_hash, nar_size) = nar_of_file(contents)?;
+        let info = PathInfo { path, nar_hash, references: references.clone(), deriver: None, registration_time: 0, nar_size };
+        self.make(info, parsed, |place| write_file(place, contents))
+    }
+
+    /// Adds what one archive holds under the name `name`, and makes it a root of `roots`. The path follows from the hash of the archive with
+    /// `recursive`, else from that of the one file in it, which then is added without its executable bit.
+    ///
+    /// `source` is read to the end of the archive and not further, also when the addition fails for a reason that does not lie in the
+    /// archive. It is read in small pieces. Memory does not depend on the archive.
+    ///
+    /// # Errors
+    /// [`Error::Nar`], [`Error::RegularFileExpected`], [`Error::BadName`], [`Error::Io`].
+    pub fn add_from_nar(&self, roots: &TempRoots, name: &str, recursive: bool, algo: HashAlgo, source: &mut dyn Read) -> Result<StorePath> {
+        if let Err(error) = check_name(name) {
+            Reader::new(source).skip_to_end()?;
+            return Err(bad_name(error));
+        }
+        let mut recorder = Recorder { source, bytes: Vec::new(), full: false };
+        match Reader::new(&mut recorder).skip_to_end() {
+            Ok(()) => {
+                let bytes = recorder.bytes;
+                if recursive { self.add_small_tree(roots, name, algo, &bytes) } else { self.add_small_file(roots, name, algo, &bytes) }
+            }
+            Err(_) if recorder.full => {
+                let (bytes, source) = (recorder.bytes, recorder.source);
+                let mut source = Hashing::new(bytes.chain(source), recursive.then_some(algo));
+                let mut reader = Reader::new(&mut source);
+                let staged = self.inner.staging.reserve("add");
+                let result = if recursive {
+                    restore_at(&mut reader, &staged.place()).map(|_| None)
+                } else {
+                    stage_file(&mut reader, &staged.place(), algo).map(Some)
+                };
+                match result {
+                    Ok(None) => self.add_staged_tree(roots, name, source.finish(), staged),
+                    Ok(Some(hashes)) => self.add_staged_file(roots, name, hashes, staged),
+                    Err(error @ Error::Nar { .. }) => Err(error),
+                    Err(error) => {
+                        reader.skip_to_end()?;
+                        Err(error)
+                    }
+                }
+            }
+            Err(source) => Err(Error::Nar { source }),
+        }
+    }
+
+    fn add_small_tree(&self, roots: &TempRoots, name: &str, algo: HashAlgo, archive: &[u8]) -> Result<StorePath> {
+        let nar_hash = Hash::sha256(archive);
+        let hash = if algo == HashAlgo::Sha256 { nar_hash } else { Hash::of(algo, archive) };
+        let path = fixed_output_path(self.store_dir(), true, &hash, name).map_err(bad_name)?;
+        if self.hold(roots, &path)? {
+            return Ok(path);
+        }
+        self.make(content_addressed(path, nar_hash, archive.len() as u64), Parsed::new(), |place| {
+            restore_at(&mut Reader::new(archive), place).map(drop)
+        })
+    }
+
+    fn add_small_file(&self, roots: &TempRoots, name: &str, algo: HashAlgo, archive: &[u8]) -> Result<StorePath> {
+        let mut reader = Reader::new(archive);
+        let Some(Event::File { .. }) = reader.next()? else { return Err(Error::RegularFileExpected) };
+        let mut contents = Vec::with_capacity(archive.len());
+        let mut buffer = [0; 4096];
+        loop {
+            match reader.read_data(&mut buffer)? {
+                0 => break,
+                got => contents.extend_from_slice(buffer.get(..got).unwrap_or_default()),
+            }
+        }
+        let path = fixed_output_path(self.store_dir(), false, &Hash::of(algo, &contents), name).map_err(bad_name)?;
+        if self.hold(roots, &path)? {
+            return Ok(path);
+        }
+        let (nar_hash, nar_size) = nar_of_file(&contents)?;
+        self.make(content_addressed(path, nar_hash, nar_size), Parsed::new(), |place| write_file(place, &contents))
+    }
+
+    fn add_staged_tree(&self, roots: &TempRoots, name: &str, hashes: Hashes, staged: Staged) -> Result<StorePath> {
+        let path = fixed_output_path(self.store_dir(), true, &hashes.named, name).map_err(bad_name)?;
+        self.add_staged(roots, content_addressed(path, hashes.nar, hashes.nar_size), &staged)
+    }
+
+    fn add_staged_file(&self, roots: &TempRoots, name: &str, hashes: Hashes, staged: Staged) -> Result<StorePath> {
+        let path = fixed_output_path(self.store_dir(), false, &hashes.named, name).map_err(bad_name)?;
+        self.add_staged(roots, content_addressed(path, hashes.nar, hashes.nar_size), &staged)
+    }
+
+    fn add_staged(&self, roots: &TempRoots, info: PathInfo, staged: &Staged) -> Result<StorePath> {
+        if self.hold(roots, &info.path)? {
+            return Ok(info.path);
+        }
+        self.publish(info, Parsed::new(), staged, |_| Ok(()))
+    }
+
+    /// Makes `path` a root, and says whether it is valid.
+    fn hold(&self, roots: &TempRoots, path: &StorePath) -> Result<bool> {
+        roots.add(path)?;
+        self.is_valid(path)
+    }
+
+    /// Has `create` make an item in the staging directory, and publishes it.
+    fn make(&self, info: PathInfo, parsed: Parsed, create: impl FnOnce(&Place<'_>) -> Result<()>) -> Result<StorePath> {
+        let staged = self.inner.staging.reserve("add");
+        self.publish(info, parsed, &staged, create)
+    }
+
+    /// Makes the path of `info` valid, unless somebody else was faster. It must be a root already. `parsed` are derivations that were checked.
+    fn publish(&self, info: PathInfo, parsed: Parsed, staged: &Staged, create: impl FnOnce(&Place<'_>) -> Result<()>) -> Result<StorePath> {
+        let mut lock = self.lock_paths(slice::from_ref(&info.path), true)?;
+        if let Some(lock) = &mut lock {
+            // Valid or gone, when this is over: nobody will wait for it.
+            lock.set_deletion(true);
+        }
+        if self.is_valid(&info.path)? {
+            return Ok(info.path);
+        }
+        let place = staged.place();
+        create(&place)?;
+        self.deduplicate(&place)?;
+        let result = self.put_in_place(&place, &info.path).and_then(|()| {
+            // The file's contents and its name in one go: until it is registered nobody trusts either.
+            self.sync_at(&self.place(&info.path))?;
+            self.sync_store_dir()?;
+            self.insert_all(slice::from_ref(&info), &parsed)
+        });
+        if let Err(error) = result {
+            if let Err(error) = remove_tree(self.dir(), info.path.base_name().as_ref(), &self.real_path(&info.path), 0) {
+                tracing::warn!(%error, "cannot remove what could not be registered");
+            }
+            return Err(error);
+        }
+        Ok(info.path)
+    }
+
+    /// Where `path` is in the store directory.
+    pub fn place(&self, path: &StorePath) -> Place<'_> {
+        Place { dir: self.dir(), name: path.base_name().into(), shown: self.real_path(path) }
+    }
+}
+
+fn content_addressed(path: StorePath, nar_hash: Hash, nar_size: u64) -> PathInfo {
+    PathInfo { path, nar_hash, references: BTreeSet::new(), deriver: None, registration_time: 0, nar_size }
+}
+
+/// Hash and size of the archive of a file that is not executable.
+fn nar_of_file(contents: &[u8]) -> Result<(Hash, u64)> {
+    let mut writer = Writer::new(Hasher::new(HashAlgo::Sha256));
+    writer.file(false, contents.len() as u64)?;
+    writer.data(contents)?;
+    let hasher = writer.finish()?;
+    let size = hasher.count();
+    Ok((hasher.finish(), size))
+}
+
+fn write_file(place: &Place<'_>, contents: &[u8]) -> Result<()> {
+    let mut file = create_file(place, false)?;
+    file.write_all(contents).map_err(Error::io("writing file", &place.shown))?;
+    finish_file(&file, &place.shown)
+}
+
+/// What a path is named after, and its archive.
+struct Hashes {
+    named: Hash,
+    nar: Hash,
+    nar_size: u64,
+}
+
+/// Writes the one file in an archive to `place`, and hashes it both ways.
+fn stage_file<R: Read>(reader: &mut Reader<R>, place: &Place<'_>, algo: HashAlgo) -> Result<Hashes> {
+    let Some(Event::File { size, .. }) = reader.next()? else { return Err(Error::RegularFileExpected) };
+    let mut named = Hasher::new(algo);
+    let mut nar = Writer::new(Hasher::new(HashAlgo::Sha256));
+    nar.file(false, size)?;
+    let mut file = create_file(place, false)?;
+    let mut buffer = vec![0; CHUNK];
+    loop {
+        let got = reader.read_data(&mut buffer)?;
+        if got == 0 {
+            break;
+        }
+        let bytes = buffer.get(..got).unwrap_or_default();
+        named.update(bytes);
+        nar.data(bytes)?;
+        file.write_all(bytes).map_err(Error::io("writing file", &place.shown))?;
+    }
+    finish_file(&file, &place.shown)?;
+    reader.skip_to_end()?;
+    let nar = nar.finish()?;
+    let nar_size = nar.count();
+    Ok(Hashes { named: named.finish(), nar: nar.finish(), nar_size })
+}
+
+/// Keeps what is read through it, up to [`IN_MEMORY`] bytes; then it fails, having read nothing that it did not keep.
+struct Recorder<'s> {
+    source: &'s mut dyn Read,
+    bytes: Vec<u8>,
+    full: bool,
+}
+
+impl Read for Recorder<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let room = IN_MEMORY.saturating_sub(self.bytes.len()).min(buffer.len());
+        if room == 0 && !buffer.is_empty() {
+            self.full = true;
+            return Err(io::Error::other("too large for memory"));
+        }
+        let got = self.source.read(buffer.get_mut(..room).unwrap_or_default())?;
+        self.bytes.extend_from_slice(buffer.get(..got).unwrap_or_default());
+        Ok(got)
+    }
+}
+
+/// Hashes what is read through it: with SHA-256, and with the algorithm after which the path is named.
+struct Hashing<R> {
+    source: R,
+    nar: Hasher,
+    /// `None`: that is SHA-256 too, or of no interest.
+    named: Option<Hasher>,
+    pending: Vec<u8>,
+}
+
+impl<R: Read> Hashing<R> {
+    fn new(source: R, algo: Option<HashAlgo>) -> Self {
+        let named = algo.filter(|algo| *algo != HashAlgo::Sha256).map(Hasher::new);
+        Hashing { source, nar: Hasher::new(HashAlgo::Sha256), named, pending: Vec::with_capacity(2 * HASHED_AT_ONCE) }
+    }
+
+    fn hash(&mut self) {
+        self.nar.update(&self.pending);
+        if let Some(named) = &mut self.named {
+            named.update(&self.pending);
+        }
+        self.pending.clear();
+    }
+
+    fn finish(mut self) -> Hashes {
+        self.hash();
+        let nar_size = self.nar.count();
+        let nar = self.nar.finish();
+        Hashes { named: self.named.map_or(nar, Hasher::finish), nar, nar_size }
+    }
+}
+
+impl<R: Read> Read for Hashing<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let got = self.source.read(buffer)?;
+        let bytes = buffer.get(..got).unwrap_or_default();
+        // The reader takes tokens of a few bytes; hashing those one by one is slow.
+        if self.pending.len() + bytes.len() > HASHED_AT_ONCE {
+            self.hash();
+        }
+        if bytes.len() > HASHED_AT_ONCE {
+            self.nar.update(bytes);
+            if let Some(named) = &mut self.named {
+                named.update(bytes);
+            }
+        } else {
+            self.pending.extend_from_slice(bytes);
+        }
+        Ok(got)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use bstr::BStr;
+
+    use super::*;
+    use crate::testing::{TestStore, config, nar_of, peak_memory, test_store};
+    use crate::{hash_path, scan};
+
+    fn assert_consistent(store: &Store, path: &StorePath) {
+        let info = store.path_info(path).unwrap();
+        let real = store.real_path(path);
+        assert_eq!((info.nar_hash, info.nar_size), hash_path(&real).unwrap());
+        let data = std::fs::symlink_metadata(&real).unwrap();
+        assert_eq!((data.mtime(), data.mtime_nsec()), (1, 0));
+        assert_eq!(data.mode() & 0o7777, if data.is_dir() { 0o555 } else { 0o444 });
+        assert!(!std::fs::exists(format!("{}.lock", real.display())).unwrap());
+        let staging = store.real_path(store.staging_path());
+        assert_eq!(std::fs::read_dir(staging).unwrap().count(), 1, "only the lock is left");
+    }
+
+    fn add(test: &TestStore, name: &str, recursive: bool, algo: HashAlgo, archive: &[u8]) -> Result<StorePath> {
+        let roots = test.store.temp_roots();
+        let mut source = archive.chain(&b"next"[..]);
+        let result = test.store.add_from_nar(&roots, name, recursive, algo, &mut source);
+        let mut rest = Vec::new();
+        source.read_to_end(&mut rest).unwrap();
+        assert_eq!(rest, b"next", "reads the archive and not more");
+        result
+    }
+
+    #[test]
+    fn texts_round_trip() {
+        let test = test_store();
+        let store = &test.store;
+        let roots = store.temp_roots();
+        let one = test.text("one", "first");
+        let refs = BTreeSet::from([one.clone()]);
+        let text = format!("see {}", store.print(&one));
+        let two = store.add_text(&roots, "two", text.as_bytes(), &refs).unwrap();
+        assert_eq!(two, text_path(store.store_dir(), "two", text.as_bytes(), &refs).unwrap());
+        assert_eq!(std::fs::read_to_string(store.real_path(&two)).unwrap(), text);
+        for path in [&one, &two] {
+            assert_consistent(store, path);
+        }
+        assert_eq!(store.references(&two).unwrap(), refs);
+        assert_eq!(store.referrers(&one).unwrap(), BTreeSet::from([two.clone()]));
+        assert_eq!(store.deriver(&two).unwrap(), None);
+        assert_eq!(store.path_from_hash_part(two.hash_part()).unwrap(), Some(two.clone()));
+        assert_eq!(store.path_from_hash_part("00000000000000000000000000000000").unwrap(), None);
+        assert!(matches!(store.path_from_hash_part("0"), Err(Error::HashPart)));
+        assert_eq!(store.all_valid().unwrap(), BTreeSet::from([one.clone(), two.clone()]));
+        assert_eq!(scan(&store.real_path(&two), &store.all_valid().unwrap()).unwrap().references, refs);
+        // Again: the same, untouched.
+        let before = std::fs::metadata(store.real_path(&two)).unwrap().ino();
+        assert_eq!(store.add_text(&roots, "two", text.as_bytes(), &refs).unwrap(), two);
+        assert_eq!(std::fs::metadata(store.real_path(&two)).unwrap().ino(), before);
+        // A reference that is not valid.
+        let foreign = text_path(store.store_dir(), "x", b"x", &BTreeSet::new()).unwrap();
+        let result = store.add_text(&roots, "three", b"", &BTreeSet::from([foreign]));
+        assert!(matches!(result, Err(Error::NotValid { .. })), "{result:?}");
+    }
+
+    #[test]
+    fn archives_small_and_large() {
+        let test = test_store();
+        for size in [0, 1, 8, IN_MEMORY - 120, IN_MEMORY, 3 * IN_MEMORY + 5] {
+            let contents: Vec<u8> = (0..size).map(|i| (i * 7 % 251) as u8).collect();
+            let archive = nar_of(&contents, false);
+            for algo in [HashAlgo::Sha256, HashAlgo::Sha1, HashAlgo::Sha512] {
+                let tree = add(&test, "file", true, algo, &archive).unwrap();
+                assert_eq!(tree, fixed_output_path(test.store.store_dir(), true, &Hash::of(algo, &archive), "file").unwrap());
+                let flat = add(&test, "file", false, algo, &archive).unwrap();
+                assert_eq!(flat, fixed_output_path(test.store.store_dir(), false, &Hash::of(algo, &contents), "file").unwrap());
+                for path in [tree, flat] {
+                    assert_eq!(std::fs::read(test.store.real_path(&path)).unwrap(), contents);
+                    assert_consistent(&test.store, &path);
+                }
+            }
+            // Flat drops the executable bit, and is one and the same path.
+            let executable = nar_of(&contents, true);
+            let flat = add(&test, "file", false, HashAlgo::Sha256, &executable).unwrap();
+            assert_consistent(&test.store, &flat);
+            let tree = add(&test, "prog", true, HashAlgo::Sha256, &executable).unwrap();
+            assert_eq!(std::fs::metadata(test.store.real_path(&tree)).unwrap().mode() & 0o7777, 0o555);
+        }
+    }
+
+    fn tree(size: usize) -> Vec<u8> {
+        let mut writer = Writer::new(Vec::new());
+        writer.directory().unwrap();
+        writer.entry(BStr::new("big")).unwrap();
+        writer.file(true, size as u64).unwrap();
+        writer.data(&vec![b'x'; size]).unwrap();
+        writer.entry(BStr::new("dir")).unwrap();
+        writer.directory().unwrap();
+        writer.entry(BStr::new("link")).unwrap();
+        writer.symlink(BStr::new("/etc/passwd")).unwrap();
+        writer.end_directory().unwrap();
+        writer.end_directory().unwrap();
+        writer.finish().unwrap()
+    }
+
+    #[test]
+    fn trees_and_failures_leave_the_stream_in_step() {
+        let test = test_store();
+        for size in [10, 2 * IN_MEMORY] {
+            let archive = tree(size);
+            let path = add(&test, "tree", true, HashAlgo::Sha256, &archive).unwrap();
+            assert_consistent(&test.store, &path);
+            let real = test.store.real_path(&path);
+            assert_eq!(std::fs::read_link(real.join("dir/link")).unwrap().to_str(), Some("/etc/passwd"));
+            assert!(matches!(add(&test, "tree", false, HashAlgo::Sha256, &archive), Err(Error::RegularFileExpected)));
+            assert!(matches!(add(&test, ".tree", true, HashAlgo::Sha256, &archive), Err(Error::BadName { .. })));
+            // A truncated archive adds nothing.
+            let valid = test.store.all_valid().unwrap();
+            let cut = archive.get(..archive.len() - 8).unwrap();
+            let result = test.store.add_from_nar(&test.store.temp_roots(), "cut", true, HashAlgo::Sha256, &mut &*cut);
+            assert!(matches!(result, Err(Error::Nar { .. })), "{result:?}");
+            assert_eq!(test.store.all_valid().unwrap(), valid);
+        }
+    }
+
+    #[test]
+    fn what_is_in_the_way_is_removed() {
+        let test = test_store();
+        let path = text_path(test.store.store_dir(), "x", b"right", &BTreeSet::new()).unwrap();
+        let real = test.store.real_path(&path);
+        std::fs::create_dir_all(real.join("wrong")).unwrap();
+        assert_eq!(test.text("x", "right"), path);
+        assert_consistent(&test.store, &path);
+    }
+
+    #[test]
+    fn derivations_are_checked() {
+        let test = test_store();
+        let store = &test.store;
+        let roots = store.temp_roots();
+        let drv = |path: &str| {
+            format!("Derive([(\"out\",\"{path}\",\"\",\"\")],[],[],\"x86_64-linux\",\"/bin/sh\",[],[(\"out\",\"{path}\")])").into_bytes()
+        };
+        let wrong = store.print(&text_path(store.store_dir(), "a", b"", &BTreeSet::new()).unwrap());
+        let error = store.add_text(&roots, "a.drv", &drv(&wrong), &BTreeSet::new()).unwrap_err();
+        let Error::IncorrectOutput { found, expected, .. } = error else { panic!("{error}") };
+        assert_eq!(found, wrong);
+        assert!(store.all_valid().unwrap().is_empty());
+        let good = store.add_text(&roots, "a.drv", &drv(&expected), &BTreeSet::new()).unwrap();
+        let out = store.store_dir().parse(&expected).unwrap();
+        assert_eq!(store.derivation_outputs(&good).unwrap().get("out"), Some(&out));
+        assert_eq!(store.valid_derivers(&out).unwrap(), BTreeSet::from([good.clone()]));
+        assert_eq!(store.read_derivation(&good).unwrap().outputs.len(), 1);
+        let error = store.add_text(&roots, "b.drv", b"nonsense", &BTreeSet::new()).unwrap_err();
+        assert!(matches!(error, Error::BadDerivation { .. }), "{error}");
+    }
+
+    #[test]
+    fn many_threads_add_the_same() {
+        let test = test_store();
+        let store = &test.store;
+        let paths: BTreeSet<StorePath> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..8)
+                .map(|_| {
+                    scope.spawn(move || {
+                        let roots = store.temp_roots();
+                        (0..20)
+                            .map(|i| store.add_text(&roots, "x", format!("{i}").as_bytes(), &BTreeSet::new()).unwrap())
+                            .collect::<Vec<_>>()
+                    })
+                })
+                .collect();
+            threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+        });
+        assert_eq!(paths.len(), 20);
+        assert_eq!(store.all_valid().unwrap(), paths);
+    }
+
+    #[test]
+    fn memory_does_not_depend_on_size() {
+        const SIZE: u64 = 200 << 20;
+        let Some(before) = peak_memory() else { return };
+        let test = test_store();
+        // Bytes of an archive: what comes before the contents and after, and the contents made on the way.
+        let mut head = Writer::new(Vec::new());
+        head.file(false, SIZE).unwrap();
+        let empty = nar_of(b"", false);
+        let frame = empty.len() - 16;
+        let mut head_bytes = empty.get(..frame - 8).unwrap().to_vec();
+        head_bytes.extend_from_slice(&SIZE.to_le_bytes());
+        let tail = empty.get(frame..).unwrap().to_vec();
+        for recursive in [true, false] {
+            let mut source = head_bytes.chain(io::repeat(7).take(SIZE)).chain(&*tail);
+            let path = test.store.add_from_nar(&test.store.temp_roots(), "big", recursive, HashAlgo::Sha256, &mut source).unwrap();
+            assert_eq!(std::fs::metadata(test.store.real_path(&path)).unwrap().len(), SIZE);
+        }
+        let grown = peak_memory().unwrap().saturating_sub(before);
+        assert!(grown < 64 << 20, "{grown} bytes more");
+    }
+
+    #[test]
+    fn durable_stores_add_too() {
+        let (_dir, root) = crate::testing::temp_dir();
+        let store = Store::open(crate::Config { durable: true, ..config(&root) }).unwrap();
+        let roots = store.temp_roots();
+        store.add_text(&roots, "x", b"x", &BTreeSet::new()).unwrap();
+        store.add_from_nar(&roots, "t", true, HashAlgo::Sha256, &mut &*tree(2 * IN_MEMORY)).unwrap();
+        assert_eq!(store.all_valid().unwrap().len(), 2);
+    }
+}

@@ -54,8 +54,7 @@ create table if not exists FailedPaths (
 ";
 
 /// Nix's columns and their types.
-const EXTRA_COLUMNS: [(&str, &str); 3] =
-    [("ultimate", "integer"), ("sigs", "text"), ("ca", "text")];
+const EXTRA_COLUMNS: [(&str, &str); 3] = [("ultimate", "integer"), ("sigs", "text"), ("ca", "text")];
 
 /// Connections that the pool keeps for later; more are made when more threads ask at once.
 const IDLE_READERS: usize = 16;
@@ -72,14 +71,7 @@ pub(crate) struct Db {
 
 /// Whether `error` means that another connection holds the database.
 pub(crate) fn is_busy(error: &rusqlite::Error) -> bool {
-    matches!(
-        error.sqlite_error_code(),
-        Some(
-            ErrorCode::DatabaseBusy
-                | ErrorCode::DatabaseLocked
-                | ErrorCode::FileLockingProtocolFailed
-        )
-    )
+    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::FileLockingProtocolFailed))
 }
 
 fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -107,15 +99,11 @@ fn connect(path: &Path, create: bool) -> rusqlite::Result<Connection> {
 }
 
 fn has_column(connection: &Connection, column: &str) -> rusqlite::Result<bool> {
-    connection
-        .prepare("select 1 from pragma_table_info('ValidPaths') where name = ?1")?
-        .exists([column])
+    connection.prepare("select 1 from pragma_table_info('ValidPaths') where name = ?1")?.exists([column])
 }
 
 fn prepare_schema(connection: &mut Connection) -> rusqlite::Result<()> {
-    let mut complete = connection
-        .prepare("select 1 from sqlite_master where type = 'table' and name = 'FailedPaths'")?
-        .exists([])?;
+    let mut complete = connection.prepare("select 1 from sqlite_master where type = 'table' and name = 'FailedPaths'")?.exists([])?;
     for (column, _) in EXTRA_COLUMNS {
         complete = complete && has_column(connection, column)?;
     }
@@ -126,9 +114,7 @@ fn prepare_schema(connection: &mut Connection) -> rusqlite::Result<()> {
     transaction.execute_batch(TABLES)?;
     for (column, kind) in EXTRA_COLUMNS {
         if !has_column(&transaction, column)? {
-            transaction.execute_batch(&format!(
-                "alter table ValidPaths add column {column} {kind};"
-            ))?;
+            transaction.execute_batch(&format!("alter table ValidPaths add column {column} {kind};"))?;
         }
     }
     transaction.commit()
@@ -141,18 +127,11 @@ impl Db {
         loop {
             match Self::try_open(path, durable) {
                 Ok(writer) => {
-                    return Ok(Db {
-                        path: path.to_owned(),
-                        writer: Mutex::new(writer),
-                        readers: Mutex::default(),
-                    });
+                    return Ok(Db { path: path.to_owned(), writer: Mutex::new(writer), readers: Mutex::default() });
                 }
                 Err(source) if is_busy(&source) => pause(attempt),
                 Err(source) => {
-                    return Err(Error::OpenDatabase {
-                        path: path.to_owned(),
-                        source,
-                    });
+                    return Err(Error::OpenDatabase { path: path.to_owned(), source });
                 }
             }
             attempt += 1;
@@ -164,20 +143,14 @@ impl Db {
         let look = || {
             let connection = connect(path, false)?;
             let table = "select 1 from sqlite_master where type = 'table' and name = 'ValidPaths'";
-            Ok(connection.prepare(table)?.exists([])?
-                && connection
-                    .prepare("select 1 from ValidPaths limit 1")?
-                    .exists([])?)
+            Ok(connection.prepare(table)?.exists([])? && connection.prepare("select 1 from ValidPaths limit 1")?.exists([])?)
         };
         let mut attempt = 0;
         loop {
             match look() {
                 Err(source) if is_busy(&source) => pause(attempt),
                 other => {
-                    return other.map_err(|source| Error::OpenDatabase {
-                        path: path.to_owned(),
-                        source,
-                    });
+                    return other.map_err(|source| Error::OpenDatabase { path: path.to_owned(), source });
                 }
             }
             attempt += 1;
@@ -198,11 +171,7 @@ impl Db {
     }
 
     /// Runs a query on a connection of the pool. `query` may run more than once, and sees one state of the database per statement.
-    pub(crate) fn read<T>(
-        &self,
-        action: &'static str,
-        mut query: impl FnMut(&Connection) -> Result<T>,
-    ) -> Result<T> {
+    pub(crate) fn read<T>(&self, action: &'static str, mut query: impl FnMut(&Connection) -> Result<T>) -> Result<T> {
         let idle = held(&self.readers).pop();
         let connection = match idle {
             Some(connection) => connection,
@@ -232,18 +201,11 @@ impl Db {
             connection.pragma_update(None, "query_only", true)?;
             Ok(connection)
         };
-        open().map_err(|source| Error::OpenDatabase {
-            path: self.path.clone(),
-            source,
-        })
+        open().map_err(|source| Error::OpenDatabase { path: self.path.clone(), source })
     }
 
     /// Runs `change` in a transaction, which is rolled back when it fails. `change` may run more than once.
-    pub(crate) fn write<T>(
-        &self,
-        action: &'static str,
-        mut change: impl FnMut(&Transaction<'_>) -> Result<T>,
-    ) -> Result<T> {
+    pub(crate) fn write<T>(&self, action: &'static str, mut change: impl FnMut(&Transaction<'_>) -> Result<T>) -> Result<T> {
         let mut connection = held(&self.writer);
         let mut attempt = 0;
         loop {
@@ -258,10 +220,7 @@ impl Db {
         }
     }
 
-    fn attempt<T>(
-        connection: &mut Connection,
-        change: &mut impl FnMut(&Transaction<'_>) -> Result<T>,
-    ) -> Result<T> {
+    fn attempt<T>(connection: &mut Connection, change: &mut impl FnMut(&Transaction<'_>) -> Result<T>) -> Result<T> {
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let value = change(&transaction)?;
         transaction.commit()?;
@@ -270,8 +229,6 @@ impl Db {
 
     /// Gives unused pages back to the file system, as `guix gc --vacuum-database`.
     pub(crate) fn vacuum(&self) -> Result<()> {
-        held(&self.writer)
-            .execute_batch("vacuum;")
-            .map_err(Error::db("vacuuming SQLite database"))
+        held(&self.writer).execute_batch("vacuum;").map_err(Error::db("vacuuming SQLite database"))
     }
 }

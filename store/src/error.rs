@@ -135,6 +135,13 @@ pub enum Error {
         path: String,
     },
 
+    /// A missing or damaged path cannot be made anew, for lack of substitutes.
+    #[error("cannot repair path `{path}'")]
+    CannotRepair {
+        /// The path, printed.
+        path: String,
+    },
+
     /// Outputs refer to each other in a circle. None of them was registered.
     #[error("cycle detected in the references of `{path}'")]
     Cycle {
@@ -206,6 +213,13 @@ pub enum Error {
         path: PathBuf,
     },
 
+    /// Directories are nested deeper than an archive may have them.
+    #[error("directory nesting of `{}' exceeds maximum depth of {}", path.display(), fruix_protocol::limits::NAR_DEPTH)]
+    TooDeep {
+        /// The first file too deep.
+        path: PathBuf,
+    },
+
     /// A file in a build's output belongs to someone else than the build user: it is a hard link to a foreign file. The output is refused.
     #[error("invalid ownership on file `{}'", path.display())]
     InvalidOwnership {
@@ -272,16 +286,9 @@ pub enum Error {
 
 impl Error {
     /// An [`Error::Io`] builder for `map_err`.
-    pub(crate) fn io<E: Into<io::Error>>(
-        action: &'static str,
-        path: impl AsRef<Path>,
-    ) -> impl FnOnce(E) -> Error {
+    pub(crate) fn io<E: Into<io::Error>>(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(E) -> Error {
         let path = path.as_ref().to_owned();
-        move |source| Error::Io {
-            action,
-            path,
-            source: source.into(),
-        }
+        move |source| Error::Io { action, path, source: source.into() }
     }
 
     /// An [`Error::Database`] builder for `map_err`.
@@ -309,10 +316,7 @@ impl Error {
 /// Inside a closure given to [`crate::db::Db`], which names the action afterwards.
 impl From<rusqlite::Error> for Error {
     fn from(source: rusqlite::Error) -> Error {
-        Error::Database {
-            action: "querying the store database",
-            source,
-        }
+        Error::Database { action: "querying the store database", source }
     }
 }
 

@@ -14,11 +14,7 @@ impl Store {
     /// [`crate::Error::Database`].
     pub fn has_failed(&self, path: &StorePath) -> Result<bool> {
         let path = self.print(path);
-        self.db().read("querying failed path", |db| {
-            Ok(db
-                .prepare_cached("select 1 from FailedPaths where path = ?1")?
-                .exists([&path])?)
-        })
+        self.db().read("querying failed path", |db| Ok(db.prepare_cached("select 1 from FailedPaths where path = ?1")?.exists([&path])?))
     }
 
     /// Remembers that building `paths` has failed.
@@ -27,8 +23,7 @@ impl Store {
     /// [`crate::Error::Database`].
     pub fn register_failed(&self, paths: &BTreeSet<StorePath>) -> Result<()> {
         self.db().write("registering failed path", |db| {
-            let mut statement = db
-                .prepare_cached("insert or ignore into FailedPaths (path, time) values (?1, ?2)")?;
+            let mut statement = db.prepare_cached("insert or ignore into FailedPaths (path, time) values (?1, ?2)")?;
             for path in paths {
                 statement.execute((self.print(path), now()))?;
             }
@@ -46,9 +41,7 @@ impl Store {
             let mut rows = statement.query([])?;
             let mut paths = BTreeSet::new();
             while let Some(row) = rows.next()? {
-                paths.insert(
-                    self.parse_row(row.get_ref(0)?.as_str().map_err(rusqlite::Error::from)?)?,
-                );
+                paths.insert(self.parse_row(row.get_ref(0)?.as_str().map_err(rusqlite::Error::from)?)?);
             }
             Ok(paths)
         })

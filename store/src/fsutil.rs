@@ -12,9 +12,7 @@ use std::path::{Path, PathBuf};
 use nix::dir::{Dir, Type};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat};
-use nix::sys::stat::{
-    FchmodatFlags, FileStat, Mode, SFlag, fchmod, fchmodat, fstat, fstatat, mkdirat,
-};
+use nix::sys::stat::{FchmodatFlags, FileStat, Mode, SFlag, fchmod, fchmodat, fstat, fstatat, mkdirat};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
@@ -44,6 +42,45 @@ pub(crate) fn same_file(a: &FileStat, b: &FileStat) -> bool {
     a.st_dev == b.st_dev && a.st_ino == b.st_ino
 }
 
+/// How many names the file has that `stat` tells of.
+// The type differs between platforms.
+#[allow(clippy::unnecessary_cast)]
+pub(crate) fn links(stat: &FileStat) -> u64 {
+    stat.st_nlink as u64
+}
+
+/// A name in an open directory.
+#[derive(Clone, Debug)]
+pub struct Place<'d> {
+    /// The directory.
+    pub dir: BorrowedFd<'d>,
+    /// The name in it; no slashes.
+    pub name: OsString,
+    /// The whole file name, for messages only.
+    pub shown: PathBuf,
+}
+
+impl<'d> Place<'d> {
+    /// `name` in `dir`, whose own file name is `shown_dir`.
+    pub fn new(dir: BorrowedFd<'d>, name: impl Into<OsString>, shown_dir: &Path) -> Place<'d> {
+        let name = name.into();
+        Place { dir, shown: shown_dir.join(&name), name }
+    }
+}
+
+/// Calls `act` with the last component of `path` in its parent directory, which is opened.
+///
+/// # Errors
+/// [`Error::Io`] when the parent cannot be opened or there is none, and those of `act`.
+pub fn with_place<T>(path: &Path, act: impl FnOnce(&Place<'_>) -> Result<T>) -> Result<T> {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(Error::io("opening", path)(Errno::EINVAL));
+    };
+    let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+    let dir = open_dir(parent).map_err(Error::io("opening", parent))?;
+    act(&Place { dir: dir.as_fd(), name: name.to_owned(), shown: path.to_owned() })
+}
+
 /// Opens the directory `path` for reading; its last component may be a symbolic link.
 ///
 /// # Errors
@@ -67,11 +104,7 @@ pub fn open_dir_at(dir: impl AsFd, name: &OsStr) -> io::Result<OwnedFd> {
 /// # Errors
 /// Whatever the system says; `ELOOP` when it is a symbolic link.
 pub fn open_file_at(dir: impl AsFd, name: &OsStr) -> io::Result<OwnedFd> {
-    let flags = OFlag::O_RDONLY
-        | OFlag::O_NOFOLLOW
-        | OFlag::O_NONBLOCK
-        | OFlag::O_NOCTTY
-        | OFlag::O_CLOEXEC;
+    let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
     Ok(openat(dir.as_fd(), name, flags, Mode::empty())?)
 }
 
@@ -131,8 +164,7 @@ pub fn make_dirs(path: &Path, mode: u32) -> Result<bool> {
     let mode = Mode::from_bits_truncate(mode as nix::libc::mode_t);
     match mkdirat(AT_FDCWD, path, mode) {
         Ok(()) => {
-            fchmodat(AT_FDCWD, path, mode, FchmodatFlags::FollowSymlink)
-                .map_err(Error::io("changing mode of", path))?;
+            fchmodat(AT_FDCWD, path, mode, FchmodatFlags::FollowSymlink).map_err(Error::io("changing mode of", path))?;
             Ok(true)
         }
         Err(Errno::EEXIST) if path.is_dir() => Ok(false),
@@ -142,23 +174,13 @@ pub fn make_dirs(path: &Path, mode: u32) -> Result<bool> {
 
 /// Sets the modification time of an open file to [`STORE_MTIME`], and leaves the access time.
 pub(crate) fn set_store_mtime(fd: impl AsFd) -> io::Result<()> {
-    Ok(nix::sys::stat::futimens(
-        fd.as_fd(),
-        &TimeSpec::UTIME_OMIT,
-        &TimeSpec::new(STORE_MTIME, 0),
-    )?)
+    Ok(nix::sys::stat::futimens(fd.as_fd(), &TimeSpec::UTIME_OMIT, &TimeSpec::new(STORE_MTIME, 0))?)
 }
 
 /// Like [`set_store_mtime`], for `name` in `dir` itself, symbolic link or not.
 pub(crate) fn set_store_mtime_at(dir: impl AsFd, name: &OsStr) -> io::Result<()> {
     let flag = nix::sys::stat::UtimensatFlags::NoFollowSymlink;
-    Ok(nix::sys::stat::utimensat(
-        dir.as_fd(),
-        name,
-        &TimeSpec::UTIME_OMIT,
-        &TimeSpec::new(STORE_MTIME, 0),
-        flag,
-    )?)
+    Ok(nix::sys::stat::utimensat(dir.as_fd(), name, &TimeSpec::UTIME_OMIT, &TimeSpec::new(STORE_MTIME, 0), flag)?)
 }
 
 /// What [`remove_tree`] has removed.
@@ -185,12 +207,7 @@ impl Removed {
 ///
 /// # Errors
 /// [`Error::Io`]; part of the tree may be gone.
-pub fn remove_tree(
-    dir: impl AsFd,
-    name: &OsStr,
-    shown: &Path,
-    link_threshold: u64,
-) -> Result<Removed> {
+pub fn remove_tree(dir: impl AsFd, name: &OsStr, shown: &Path, link_threshold: u64) -> Result<Removed> {
     let mut removed = Removed::default();
     // Deep subtrees that were moved up beside the top: removed one after the other.
     let mut moved_up = 0_u64;
@@ -201,11 +218,7 @@ pub fn remove_tree(
     let mut stack = vec![top];
     let mut shown = shown.to_owned();
     while let Some(level) = stack.last_mut() {
-        if level.pending.is_empty()
-            && !level
-                .fill()
-                .map_err(Error::io("reading directory", &shown))?
-        {
+        if level.pending.is_empty() && !level.fill().map_err(Error::io("reading directory", &shown))? {
             let name = std::mem::take(&mut level.name);
             stack.pop();
             let parent = stack.last().map_or(dir, |parent| parent.dir.as_fd());
@@ -223,11 +236,7 @@ pub fn remove_tree(
         };
         shown.push(&child);
         if !likely_dir && link_threshold == 0 {
-            match unlinkat(
-                level.dir.as_fd(),
-                child.as_os_str(),
-                UnlinkatFlags::NoRemoveDir,
-            ) {
+            match unlinkat(level.dir.as_fd(), child.as_os_str(), UnlinkatFlags::NoRemoveDir) {
                 Ok(()) | Err(Errno::ENOENT) => {
                     removed.add(0);
                     shown.pop();
@@ -240,13 +249,7 @@ pub fn remove_tree(
         }
         if stack.len() < REMOVE_DEPTH {
             let Some(level) = stack.last() else { continue };
-            match enter(
-                level.dir.as_fd(),
-                &child,
-                &shown,
-                link_threshold,
-                &mut removed,
-            )? {
+            match enter(level.dir.as_fd(), &child, &shown, link_threshold, &mut removed)? {
                 Some(level) => stack.push(level),
                 None => {
                     shown.pop();
@@ -266,22 +269,10 @@ pub fn remove_tree(
                 drop(open_writable(level.dir.as_fd(), &child, &shown)?);
                 let place = OsString::from(format!(".fruixd-removing-{moved_up}"));
                 moved_up += 1;
-                nix::fcntl::renameat(
-                    level.dir.as_fd(),
-                    child.as_os_str(),
-                    top.dir.as_fd(),
-                    place.as_os_str(),
-                )
-                .map_err(Error::io("moving", &shown))?;
+                nix::fcntl::renameat(level.dir.as_fd(), child.as_os_str(), top.dir.as_fd(), place.as_os_str())
+                    .map_err(Error::io("moving", &shown))?;
             } else {
-                remove_file(
-                    level.dir.as_fd(),
-                    &child,
-                    &shown,
-                    &stat,
-                    link_threshold,
-                    &mut removed,
-                )?;
+                remove_file(level.dir.as_fd(), &child, &shown, &stat, link_threshold, &mut removed)?;
             }
             shown.pop();
         }
@@ -307,8 +298,7 @@ impl Level {
                 continue;
             }
             let likely_dir = matches!(entry.file_type(), Some(Type::Directory) | None);
-            self.pending
-                .push((OsStr::from_bytes(name).to_owned(), likely_dir));
+            self.pending.push((OsStr::from_bytes(name).to_owned(), likely_dir));
             if self.pending.len() >= REMOVE_BATCH {
                 break;
             }
@@ -318,13 +308,7 @@ impl Level {
 }
 
 /// Removes `name` if it is no directory; else opens it so that it can be emptied.
-fn enter(
-    dir: BorrowedFd<'_>,
-    name: &OsStr,
-    shown: &Path,
-    link_threshold: u64,
-    removed: &mut Removed,
-) -> Result<Option<Level>> {
+fn enter(dir: BorrowedFd<'_>, name: &OsStr, shown: &Path, link_threshold: u64, removed: &mut Removed) -> Result<Option<Level>> {
     let stat = match lstat_at(dir, name) {
         Ok(stat) => stat,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -336,32 +320,14 @@ fn enter(
     }
     let fd = open_writable(dir, name, shown)?;
     let dir = Dir::from_fd(fd).map_err(Error::io("opening", shown))?;
-    Ok(Some(Level {
-        dir,
-        name: name.to_owned(),
-        pending: Vec::new(),
-    }))
+    Ok(Some(Level { dir, name: name.to_owned(), pending: Vec::new() }))
 }
 
-fn remove_file(
-    dir: BorrowedFd<'_>,
-    name: &OsStr,
-    shown: &Path,
-    stat: &FileStat,
-    link_threshold: u64,
-    removed: &mut Removed,
-) -> Result<()> {
+fn remove_file(dir: BorrowedFd<'_>, name: &OsStr, shown: &Path, stat: &FileStat, link_threshold: u64, removed: &mut Removed) -> Result<()> {
     match unlinkat(dir, name, UnlinkatFlags::NoRemoveDir) {
         Ok(()) => {
-            // The type of the link count differs between platforms.
-            #[allow(clippy::useless_conversion, clippy::unnecessary_cast)]
-            let links = stat.st_nlink as u64;
-            let gone = links <= link_threshold;
-            removed.add(if gone {
-                u64::try_from(stat.st_size).unwrap_or(0)
-            } else {
-                0
-            });
+            let gone = links(stat) <= link_threshold;
+            removed.add(if gone { u64::try_from(stat.st_size).unwrap_or(0) } else { 0 });
             Ok(())
         }
         Err(Errno::ENOENT) => Ok(()),
@@ -400,11 +366,7 @@ pub(crate) fn make_accessible(dir: impl AsFd, name: &OsStr) -> io::Result<()> {
         let mode = permissions(&stat)
             | Mode::S_IRUSR
             | Mode::S_IWUSR
-            | (if kind(&stat) == SFlag::S_IFDIR {
-                Mode::S_IXUSR
-            } else {
-                Mode::empty()
-            });
+            | (if kind(&stat) == SFlag::S_IFDIR { Mode::S_IXUSR } else { Mode::empty() });
         // The only way to change the mode of a file that can only be opened with O_PATH.
         let through = PathBuf::from(format!("/proc/self/fd/{}", held.as_raw_fd()));
         fchmodat(AT_FDCWD, &through, mode, FchmodatFlags::FollowSymlink)?;
@@ -416,12 +378,102 @@ pub(crate) fn make_accessible(dir: impl AsFd, name: &OsStr) -> io::Result<()> {
         let mode = permissions(&stat)
             | Mode::S_IRUSR
             | Mode::S_IWUSR
-            | (if kind(&stat) == SFlag::S_IFDIR {
-                Mode::S_IXUSR
-            } else {
-                Mode::empty()
-            });
+            | (if kind(&stat) == SFlag::S_IFDIR { Mode::S_IXUSR } else { Mode::empty() });
         fchmodat(dir.as_fd(), name, mode, FchmodatFlags::NoFollowSymlink)?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+    use crate::testing::temp_dir;
+
+    #[test]
+    fn deep_and_locked_trees_go_and_nothing_else() {
+        let (_dir, root) = temp_dir();
+        let canary = root.join("canary");
+        std::fs::create_dir(&canary).unwrap();
+        std::fs::write(canary.join("file"), "alive").unwrap();
+        std::fs::create_dir(root.join("top")).unwrap();
+        // Deeper than a file name can say and than descriptors would last.
+        let mut dir = open_dir(&root.join("top")).unwrap();
+        for depth in 0..3000 {
+            if depth % 500 == 0 {
+                nix::unistd::symlinkat(&canary, &dir, "link").unwrap();
+                drop(openat(&dir, "file", OFlag::O_CREAT | OFlag::O_WRONLY, Mode::S_IRUSR).unwrap());
+            }
+            mkdirat(&dir, "d", Mode::S_IRWXU).unwrap();
+            dir = open_dir_at(&dir, OsStr::new("d")).unwrap();
+        }
+        let locked = root.join("top/locked");
+        std::fs::create_dir(&locked).unwrap();
+        std::fs::write(locked.join("file"), "").unwrap();
+        symlink(&canary, locked.join("link")).unwrap();
+        std::fs::set_permissions(&locked, std::fs::Permissions::from_mode(0o0)).unwrap();
+        let parent = open_dir(&root).unwrap();
+        let removed = remove_tree(&parent, OsStr::new("top"), &root.join("top"), 1).unwrap();
+        assert_eq!(removed.entries, 1 + 3000 + 2 * 6 + 3);
+        assert_eq!(names(&parent).unwrap(), [OsString::from("canary")]);
+        assert_eq!(std::fs::read_to_string(canary.join("file")).unwrap(), "alive");
+        // It is gone, which is what was wanted.
+        assert_eq!(remove_tree(&parent, OsStr::new("top"), &root.join("top"), 1).unwrap(), Removed::default());
+    }
+
+    #[test]
+    fn bytes_count_when_the_last_link_goes() {
+        let (_dir, root) = temp_dir();
+        std::fs::create_dir(root.join("a")).unwrap();
+        std::fs::write(root.join("a/own"), [0; 100]).unwrap();
+        std::fs::write(root.join("kept"), [0; 1000]).unwrap();
+        std::fs::hard_link(root.join("kept"), root.join("a/shared")).unwrap();
+        let dir = open_dir(&root).unwrap();
+        let remove = |threshold| remove_tree(&dir, OsStr::new("a"), &root.join("a"), threshold).unwrap();
+        assert_eq!(remove(1), Removed { bytes: 100, entries: 3 });
+        std::fs::create_dir(root.join("a")).unwrap();
+        std::fs::hard_link(root.join("kept"), root.join("a/shared")).unwrap();
+        assert_eq!(remove(2), Removed { bytes: 1000, entries: 2 });
+    }
+
+    #[test]
+    fn swapping_directories_for_links_leads_nowhere() {
+        let (_dir, root) = temp_dir();
+        let canary = root.join("canary");
+        std::fs::create_dir(&canary).unwrap();
+        for i in 0..50 {
+            std::fs::write(canary.join(i.to_string()), "alive").unwrap();
+        }
+        let parent = open_dir(&root).unwrap();
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let (a, b) = (root.join("top/dir"), root.join("swap"));
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    let _ = symlink(&canary, &b);
+                    #[cfg(target_os = "linux")]
+                    let _ = rustix::fs::renameat_with(rustix::fs::CWD, &a, rustix::fs::CWD, &b, rustix::fs::RenameFlags::EXCHANGE);
+                    #[cfg(not(target_os = "linux"))]
+                    let _ = std::fs::rename(&b, &a);
+                    let _ = std::fs::remove_file(&b);
+                }
+            });
+            for _ in 0..300 {
+                let _ = std::fs::create_dir_all(root.join("top/dir"));
+                for i in 0..20 {
+                    let _ = std::fs::write(root.join(format!("top/dir/new{i}")), "");
+                }
+                // It may fail; it must not touch the canary.
+                let _ = remove_tree(&parent, OsStr::new("top"), &root.join("top"), 0);
+                for i in 0..20 {
+                    let _ = std::fs::remove_file(canary.join(format!("new{i}")));
+                }
+            }
+            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
+        for i in 0..50 {
+            assert!(canary.join(i.to_string()).exists(), "{i}");
+        }
     }
 }

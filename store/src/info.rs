@@ -27,18 +27,11 @@ pub struct PathInfo {
 impl Store {
     /// Reads a path as the database has it.
     pub(crate) fn parse_row(&self, path: &str) -> Result<StorePath> {
-        self.store_dir()
-            .parse(path)
-            .map_err(|error| Error::CorruptRow {
-                path: path.to_owned(),
-                reason: error.to_string(),
-            })
+        self.store_dir().parse(path).map_err(|error| Error::CorruptRow { path: path.to_owned(), reason: error.to_string() })
     }
 
     pub(crate) fn not_valid(&self, path: &StorePath) -> Error {
-        Error::NotValid {
-            path: self.print(path),
-        }
+        Error::NotValid { path: self.print(path) }
     }
 
     /// Whether `path` is registered.
@@ -47,9 +40,7 @@ impl Store {
     /// [`Error::Database`].
     pub fn is_valid(&self, path: &StorePath) -> Result<bool> {
         let path = self.print(path);
-        self.db().read("querying path in database", |db| {
-            Ok(row_id(db, &path)?.is_some())
-        })
+        self.db().read("querying path in database", |db| Ok(row_id(db, &path)?.is_some()))
     }
 
     /// Those of `paths` that are registered.
@@ -114,8 +105,7 @@ impl Store {
     /// [`Error::Database`], also when others refer to it.
     pub fn forget_row(&self, path: &str) -> Result<()> {
         self.db().write("invalidating path in database", |db| {
-            db.prepare_cached("delete from ValidPaths where path = ?1")?
-                .execute([path])?;
+            db.prepare_cached("delete from ValidPaths where path = ?1")?.execute([path])?;
             Ok(())
         })
     }
@@ -152,22 +142,14 @@ impl Store {
     /// # Errors
     /// [`Error::NotValid`], and those of [`Store::query_path_info`].
     pub fn path_info(&self, path: &StorePath) -> Result<PathInfo> {
-        self.query_path_info(path)?
-            .ok_or_else(|| self.not_valid(path))
+        self.query_path_info(path)?.ok_or_else(|| self.not_valid(path))
     }
 
     fn info_of_row(&self, path: &StorePath, printed: &str, row: &Row<'_>) -> Result<PathInfo> {
-        let corrupt = |reason: String| Error::CorruptRow {
-            path: printed.to_owned(),
-            reason,
-        };
+        let corrupt = |reason: String| Error::CorruptRow { path: printed.to_owned(), reason };
         let hash = row.get_ref(0)?.as_str().map_err(rusqlite::Error::from)?;
         let nar_hash = Hash::parse_prefixed(hash).map_err(|error| corrupt(error.to_string()))?;
-        let deriver = match row
-            .get_ref(2)?
-            .as_str_or_null()
-            .map_err(rusqlite::Error::from)?
-        {
+        let deriver = match row.get_ref(2)?.as_str_or_null().map_err(rusqlite::Error::from)? {
             None | Some("") => None,
             Some(deriver) => Some(self.parse_row(deriver)?),
         };
@@ -228,13 +210,11 @@ impl Store {
         let printed = self.print(drv);
         self.db().read("querying derivation outputs", |db| {
             let id = row_id(db, &printed)?.ok_or_else(|| self.not_valid(drv))?;
-            let mut statement =
-                db.prepare_cached("select id, path from DerivationOutputs where drv = ?1")?;
+            let mut statement = db.prepare_cached("select id, path from DerivationOutputs where drv = ?1")?;
             let mut rows = statement.query([id])?;
             let mut outputs = BTreeMap::new();
             while let Some(row) = rows.next()? {
-                let path =
-                    self.parse_row(row.get_ref(1)?.as_str().map_err(rusqlite::Error::from)?)?;
+                let path = self.parse_row(row.get_ref(1)?.as_str().map_err(rusqlite::Error::from)?)?;
                 outputs.insert(row.get(0)?, path);
             }
             Ok(outputs)
@@ -251,11 +231,8 @@ impl Store {
         }
         let prefix = format!("{}/{hash_part}", self.store_dir());
         self.db().read("finding path with hash part", |db| {
-            let mut statement =
-                db.prepare_cached("select path from ValidPaths where path >= ?1 limit 1")?;
-            let found: Option<String> = statement
-                .query_row([&prefix], |row| row.get(0))
-                .optional()?;
+            let mut statement = db.prepare_cached("select path from ValidPaths where path >= ?1 limit 1")?;
+            let found: Option<String> = statement.query_row([&prefix], |row| row.get(0)).optional()?;
             match found {
                 Some(found) if found.starts_with(&prefix) => Ok(Some(self.parse_row(&found)?)),
                 _ => Ok(None),
@@ -263,20 +240,13 @@ impl Store {
         })
     }
 
-    fn paths(
-        &self,
-        action: &'static str,
-        sql: &'static str,
-        argument: &str,
-    ) -> Result<BTreeSet<StorePath>> {
+    fn paths(&self, action: &'static str, sql: &'static str, argument: &str) -> Result<BTreeSet<StorePath>> {
         self.db().read(action, |db| {
             let mut statement = db.prepare_cached(sql)?;
             let mut rows = statement.query([argument])?;
             let mut paths = BTreeSet::new();
             while let Some(row) = rows.next()? {
-                paths.insert(
-                    self.parse_row(row.get_ref(0)?.as_str().map_err(rusqlite::Error::from)?)?,
-                );
+                paths.insert(self.parse_row(row.get_ref(0)?.as_str().map_err(rusqlite::Error::from)?)?);
             }
             Ok(paths)
         })
@@ -285,8 +255,5 @@ impl Store {
 
 /// The number of the row of `path`, when it is valid.
 pub(crate) fn row_id(db: &Connection, path: &str) -> Result<Option<i64>> {
-    Ok(db
-        .prepare_cached("select id from ValidPaths where path = ?1")?
-        .query_row([path], |row| row.get(0))
-        .optional()?)
+    Ok(db.prepare_cached("select id from ValidPaths where path = ?1")?.query_row([path], |row| row.get(0)).optional()?)
 }

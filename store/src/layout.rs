@@ -27,7 +27,8 @@ use nix::unistd::{Gid, Uid, fchown, geteuid};
 use crate::db::{Db, SCHEMA};
 use crate::fsutil::{self, kind, lstat_at, make_dirs, permissions};
 use crate::staging::{Staging, is_staging};
-use crate::{Config, Error, Inner, Result, Store};
+use crate::sync::FileSystemSync;
+use crate::{Config, Error, Inner, Result, Store, TempRoots};
 
 /// Items beside an empty database that may be what a crash left of the very first additions.
 const LEFTOVERS: usize = 64;
@@ -42,25 +43,19 @@ const LEFTOVERS: usize = 64;
 pub fn ensure_store_writable(config: &Config) -> Result<()> {
     let path = Path::new(config.store_dir.as_str());
     make_dirs(path, 0o755)?;
-    let flags = statvfs(path)
-        .map_err(Error::io("getting info about the store mount point", path))?
-        .flags();
+    let flags = statvfs(path).map_err(Error::io("getting info about the store mount point", path))?.flags();
     if !flags.contains(FsFlags::ST_RDONLY) {
         return Ok(());
     }
     #[cfg(any(target_os = "linux", target_os = "android"))]
     if geteuid().is_root() {
         use nix::mount::{MsFlags, mount};
-        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)
-            .map_err(Error::io("setting up a private mount namespace for", path))?;
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).map_err(Error::io("setting up a private mount namespace for", path))?;
         let remount = MsFlags::MS_REMOUNT | MsFlags::MS_BIND;
-        mount(None::<&str>, path, Some("none"), remount, None::<&str>)
-            .map_err(Error::io("remounting writable", path))?;
+        mount(None::<&str>, path, Some("none"), remount, None::<&str>).map_err(Error::io("remounting writable", path))?;
         return Ok(());
     }
-    Err(Error::ReadOnlyStore {
-        path: path.to_owned(),
-    })
+    Err(Error::ReadOnlyStore { path: path.to_owned() })
 }
 
 impl Store {
@@ -88,10 +83,7 @@ impl Store {
         match read_schema(&schema)? {
             None => {}
             Some(found) if found > SCHEMA => {
-                return Err(Error::SchemaTooNew {
-                    found,
-                    supported: SCHEMA,
-                });
+                return Err(Error::SchemaTooNew { found, supported: SCHEMA });
             }
             Some(found) if found < SCHEMA => return Err(Error::SchemaTooOld { found }),
             Some(_) => {}
@@ -101,18 +93,17 @@ impl Store {
             write_schema(&schema)?;
         }
 
-        let staging = Staging::open(dir.as_fd(), &config.store_dir, |_| Ok(()))?;
+        let staging = Staging::open(dir.as_fd(), &config.store_dir, TempRoots::new(&config.state_dir, &config.store_dir))?;
         let inner = Inner {
             config,
             dir,
             db,
             drv_hashes: Mutex::default(),
             staging,
+            file_system_sync: FileSystemSync::default(),
             _big_lock: big_lock,
         };
-        Ok(Store {
-            inner: Arc::new(inner),
-        })
+        Ok(Store { inner: Arc::new(inner) })
     }
 
     /// Gives back the space held in `DB/reserved`, so that a collection can work on a full disk.
@@ -136,9 +127,7 @@ fn refuse_symlinks(store: &Path) -> Result<()> {
     for path in store.ancestors() {
         let stat = nix::sys::stat::lstat(path).map_err(Error::io("getting status of", path))?;
         if kind(&stat) == SFlag::S_IFLNK {
-            return Err(Error::SymlinkedStore {
-                path: path.to_owned(),
-            });
+            return Err(Error::SymlinkedStore { path: path.to_owned() });
         }
     }
     Ok(())
@@ -158,28 +147,18 @@ fn check_database(config: &Config, dir: BorrowedFd<'_>) -> Result<bool> {
     let born = if fresh {
         None
     } else {
-        let stat =
-            nix::sys::stat::stat(&schema).map_err(Error::io("getting status of", &schema))?;
+        let stat = nix::sys::stat::stat(&schema).map_err(Error::io("getting status of", &schema))?;
         Some((stat.st_mtime, stat.st_mtime_nsec))
     };
     let shown = Path::new(config.store_dir.as_str());
-    let mut listing = Dir::openat(
-        dir,
-        ".",
-        OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
-        Mode::empty(),
-    )
-    .map_err(Error::io("opening", shown))?;
+    let mut listing = Dir::openat(dir, ".", OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+        .map_err(Error::io("opening", shown))?;
     let mut items = 0;
     let mut older = false;
     for entry in listing.iter() {
         let entry = entry.map_err(Error::io("reading directory", shown))?;
         let name = entry.file_name().to_bytes();
-        if StorePath::from_base_name(name).is_err()
-            || is_staging(name)
-            || name.ends_with(b".lock")
-            || name.ends_with(b".chroot")
-        {
+        if StorePath::from_base_name(name).is_err() || is_staging(name) || name.ends_with(b".lock") || name.ends_with(b".chroot") {
             continue;
         }
         items += 1;
@@ -195,11 +174,7 @@ fn check_database(config: &Config, dir: BorrowedFd<'_>) -> Result<bool> {
         }
     }
     if items > LEFTOVERS || older {
-        return Err(Error::UnknownItems {
-            store: shown.to_owned(),
-            database: config.db_dir.clone(),
-            items,
-        });
+        return Err(Error::UnknownItems { store: shown.to_owned(), database: config.db_dir.clone(), items });
     }
     Ok(fresh)
 }
@@ -226,13 +201,8 @@ fn make_state_dirs(config: &Config) -> Result<()> {
     make_dirs(&per_user, 0o755)?;
     if geteuid().is_root() && config.build_users_gid.is_some() {
         // Once, this directory was open to everyone, who could then make another's profile directory.
-        fchmodat(
-            AT_FDCWD,
-            &per_user,
-            Mode::from_bits_truncate(0o755),
-            FchmodatFlags::FollowSymlink,
-        )
-        .map_err(Error::io("could not set permissions to 755 on", &per_user))?;
+        fchmodat(AT_FDCWD, &per_user, Mode::from_bits_truncate(0o755), FchmodatFlags::FollowSymlink)
+            .map_err(Error::io("could not set permissions to 755 on", &per_user))?;
     }
     Ok(())
 }
@@ -251,8 +221,7 @@ fn own_store_dir(config: &Config, dir: BorrowedFd<'_>) -> Result<()> {
     let stat = fstat(dir).map_err(Error::io("getting attributes of path", shown))?;
     let mode = Mode::from_bits_truncate(0o1775);
     if stat.st_uid != 0 || stat.st_gid != gid || permissions(&stat) != mode {
-        fchown(dir, Some(Uid::from_raw(0)), Some(Gid::from_raw(gid)))
-            .map_err(Error::io("changing ownership of path", shown))?;
+        fchown(dir, Some(Uid::from_raw(0)), Some(Gid::from_raw(gid))).map_err(Error::io("changing ownership of path", shown))?;
         fchmod(dir, mode).map_err(Error::io("changing permissions on path", shown))?;
     }
     Ok(())
@@ -275,12 +244,7 @@ fn reserve(config: &Config) {
 
 fn fill_reserve(path: &Path, size: u64) -> io::Result<()> {
     let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let mut file = std::fs::File::from(openat(
-        AT_FDCWD,
-        path,
-        flags,
-        Mode::S_IRUSR | Mode::S_IWUSR,
-    )?);
+    let mut file = std::fs::File::from(openat(AT_FDCWD, path, flags, Mode::S_IRUSR | Mode::S_IWUSR)?);
     // Bytes, since allocating without writing is not everywhere to be had, nor everywhere kept.
     io::copy(&mut io::repeat(b'X').take(size), &mut file)?;
     file.set_len(size)
@@ -290,8 +254,7 @@ fn fill_reserve(path: &Path, size: u64) -> io::Result<()> {
 fn share_big_lock(config: &Config) -> Result<OwnedFd> {
     let path = config.db_dir.join("big-lock");
     let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_CLOEXEC;
-    let file = openat(AT_FDCWD, &path, flags, Mode::S_IRUSR | Mode::S_IWUSR)
-        .map_err(Error::io("opening lock file", &path))?;
+    let file = openat(AT_FDCWD, &path, flags, Mode::S_IRUSR | Mode::S_IWUSR).map_err(Error::io("opening lock file", &path))?;
     // The type of the fields differs between platforms.
     #[allow(clippy::unnecessary_cast)]
     let lock = nix::libc::flock {
@@ -327,9 +290,7 @@ fn read_schema(path: &Path) -> Result<Option<i64>> {
             // Upstream takes 0 for a database that is yet to be made.
             Ok(0) => Ok(None),
             Ok(version) => Ok(Some(version)),
-            Err(_) => Err(Error::CorruptSchema {
-                path: path.to_owned(),
-            }),
+            Err(_) => Err(Error::CorruptSchema { path: path.to_owned() }),
         },
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(Error::io("reading", path)(error)),
@@ -346,4 +307,134 @@ fn write_schema(path: &Path) -> Result<()> {
         std::fs::rename(&temporary, path)
     };
     write().map_err(Error::io("writing", path))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+    use crate::testing::{config, temp_dir, test_store};
+
+    const ITEM: &str = "0123456789abcdfghijklmnpqrsvwxyz-item";
+
+    #[test]
+    fn everything_is_where_upstream_has_it() {
+        let test = test_store();
+        let state = test.root.join("state");
+        for name in ["gcroots", "profiles/per-user", "temproots", "userpool", "substitute", "daemon-socket", "db"] {
+            assert!(state.join(name).is_dir(), "{name}");
+        }
+        assert_eq!(std::fs::read_link(state.join("gcroots/profiles")).unwrap(), state.join("profiles"));
+        assert_eq!(std::fs::read_to_string(state.join("db/schema")).unwrap(), "7");
+        assert_eq!(std::fs::metadata(state.join("db/reserved")).unwrap().len(), 4096);
+        assert!(test.root.join("store/.links").is_dir());
+        test.store.release_reserve();
+        assert!(!state.join("db/reserved").exists());
+        test.store.take_reserve();
+        assert!(state.join("db/reserved").exists());
+    }
+
+    #[test]
+    fn d2_items_unknown_to_a_new_database_are_not_adopted() {
+        let (_dir, root) = temp_dir();
+        std::fs::create_dir_all(root.join("store").join(ITEM)).unwrap();
+        let error = Store::open(config(&root)).unwrap_err();
+        assert!(matches!(error, Error::UnknownItems { items: 1, .. }), "{error}");
+        assert!(!root.join("state").exists(), "nothing was made");
+        let store = Store::open(Config { adopt_items: true, ..config(&root) }).unwrap();
+        assert!(store.all_valid().unwrap().is_empty());
+        // A database that is there but empty, and is younger than the item.
+        drop(store);
+        let error = Store::open(config(&root)).unwrap_err();
+        assert!(matches!(error, Error::UnknownItems { .. }), "{error}");
+    }
+
+    #[test]
+    fn leftovers_of_the_first_additions_are_no_obstacle() {
+        let (_dir, root) = temp_dir();
+        drop(Store::open(config(&root)).unwrap());
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        std::fs::create_dir_all(root.join("store").join(ITEM)).unwrap();
+        drop(Store::open(config(&root)).unwrap());
+        // But not if they are many.
+        for i in 0..=LEFTOVERS {
+            std::fs::create_dir_all(root.join("store").join(format!("{ITEM}{i}"))).unwrap();
+        }
+        let error = Store::open(config(&root)).unwrap_err();
+        assert!(matches!(error, Error::UnknownItems { .. }), "{error}");
+    }
+
+    #[test]
+    fn later_schemas_and_links_are_refused() {
+        let (_dir, root) = temp_dir();
+        drop(Store::open(config(&root)).unwrap());
+        let schema = root.join("state/db/schema");
+        for (text, expected) in [
+            ("8", "current store schema is version 8, but I only support 7"),
+            ("6", "Your store database uses an implausibly old schema, version 6."),
+            ("x", &*format!("`{}' is corrupt", schema.display())),
+        ] {
+            std::fs::write(&schema, text).unwrap();
+            assert_eq!(Store::open(config(&root)).unwrap_err().to_string(), expected);
+        }
+        std::fs::write(&schema, "7").unwrap();
+        std::fs::rename(root.join("store"), root.join("real")).unwrap();
+        std::os::unix::fs::symlink("real", root.join("store")).unwrap();
+        assert!(matches!(Store::open(config(&root)), Err(Error::SymlinkedStore { .. })));
+        Store::open(Config { allow_symlinked_store: true, ..config(&root) }).unwrap();
+    }
+
+    #[test]
+    fn staging_is_private_exclusive_and_cleaned() {
+        let test = test_store();
+        let staging = test.store.real_path(test.store.staging_path());
+        assert_eq!(std::fs::metadata(&staging).unwrap().mode() & 0o7777, 0o700);
+        let staged = test.store.stage_dir("build").unwrap();
+        std::fs::write(staged.path().join("x"), "").unwrap();
+        // Another daemon on the same store takes another directory, and leaves this alone.
+        let other = Store::open(config(&test.root)).unwrap();
+        assert_ne!(other.staging_path(), test.store.staging_path());
+        assert!(staged.path().join("x").exists());
+        let other_staging = other.real_path(other.staging_path());
+        drop(other);
+        assert!(!other_staging.exists());
+        // What a daemon left that was killed goes with the next.
+        std::fs::create_dir_all(other_staging.join("0-left")).unwrap();
+        let other = Store::open(config(&test.root)).unwrap();
+        assert_eq!(other.real_path(other.staging_path()), other_staging);
+        assert!(!other_staging.join("0-left").exists());
+        let path = staged.path();
+        drop(staged);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn users_get_their_directory() {
+        let test = test_store();
+        let uid = geteuid().as_raw();
+        for _ in 0..2 {
+            test.store.create_user("alice", uid).unwrap();
+        }
+        let data = std::fs::metadata(test.root.join("state/profiles/per-user/alice")).unwrap();
+        assert_eq!((data.mode() & 0o7777, data.uid()), (0o755, uid));
+        for name in ["", ".", "..", "a/b", ".hidden"] {
+            assert!(matches!(test.store.create_user(name, uid), Err(Error::UserName { .. })), "{name}");
+        }
+    }
+
+    #[test]
+    fn failures_are_remembered() {
+        let test = test_store();
+        let path = |i: u32| StorePath::from_base_name(format!("{ITEM}{i}")).unwrap();
+        let both = BTreeSet::from([path(1), path(2)]);
+        test.store.register_failed(&both).unwrap();
+        assert!(test.store.has_failed(&path(1)).unwrap() && !test.store.has_failed(&path(3)).unwrap());
+        assert_eq!(test.store.failed_paths().unwrap(), both);
+        test.store.clear_failed(Some(&BTreeSet::from([path(1)]))).unwrap();
+        assert_eq!(test.store.failed_paths().unwrap(), BTreeSet::from([path(2)]));
+        test.store.clear_failed(None).unwrap();
+        assert!(test.store.failed_paths().unwrap().is_empty());
+    }
 }

@@ -28,6 +28,7 @@ mod locks;
 mod nar_fs;
 mod optimise;
 mod register;
+mod replace;
 mod roots;
 mod scan;
 mod staging;
@@ -45,13 +46,21 @@ use std::sync::{Arc, Mutex};
 
 use fruix_drv::{StoreDir, StorePath};
 
-pub use canonicalise::InodesSeen;
+pub use canonicalise::{InodesSeen, canonicalise, check_output};
 pub use config::Config;
 pub use error::{Error, Result};
+pub use fsutil::Place;
+pub use gc::{GcAction, GcOptions, GcResults, Report, Verbosity, show_bytes};
 pub use info::PathInfo;
 pub use layout::ensure_store_writable;
-// pub use scan::Scanned;
+pub use links::OptimiseStats;
+pub use locks::PathLocks;
+pub use nar_fs::{Made, Rewrites, copy_at, dump_at, dump_nar, restore_nar};
+pub use roots::{ProcRoots, RuntimeRoots};
+pub use scan::{Scanned, Scanner, hash_at, hash_path, scan, scan_at};
 pub use staging::StagedDir;
+pub use temproots::TempRoots;
+pub use verify::{Repair, cannot_repair};
 
 /// A store directory and its state, open for reading and writing.
 ///
@@ -68,6 +77,7 @@ pub(crate) struct Inner {
     db: db::Db,
     drv_hashes: Mutex<fruix_drv::ModuloCache>,
     staging: staging::Staging,
+    file_system_sync: sync::FileSystemSync,
     // Held, never read: as long as it is open no other process may change the schema.
     _big_lock: OwnedFd,
 }

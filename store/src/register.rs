@@ -20,9 +20,7 @@ const KNOWN_DERIVATIONS: usize = 50_000;
 
 /// Seconds since 1970.
 pub(crate) fn now() -> i64 {
-    let elapsed = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
+    let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(elapsed.as_secs()).unwrap_or(i64::MAX)
 }
 
@@ -36,43 +34,27 @@ impl Store {
     /// [`Error::Io`], [`Error::LargeDerivation`], [`Error::BadDerivation`].
     pub fn read_derivation(&self, path: &StorePath) -> Result<Derivation> {
         let shown = self.real_path(path);
-        let fd = open_file_at(self.dir(), OsStr::new(path.base_name()))
-            .map_err(Error::io("opening file", &shown))?;
+        let fd = open_file_at(self.dir(), OsStr::new(path.base_name())).map_err(Error::io("opening file", &shown))?;
         let stat = fstat(&fd).map_err(Error::io("getting attributes of path", &shown))?;
         if kind(&stat) != SFlag::S_IFREG {
             return Err(self.bad_derivation(path, "it is no regular file".to_owned()));
         }
         let limit = aterm::MAX_SIZE as u64;
-        let mut bytes = Vec::with_capacity(
-            usize::try_from(stat.st_size)
-                .unwrap_or(0)
-                .min(aterm::MAX_SIZE),
-        );
-        std::fs::File::from(fd)
-            .take(limit.saturating_add(1))
-            .read_to_end(&mut bytes)
-            .map_err(Error::io("reading file", &shown))?;
+        let mut bytes = Vec::with_capacity(usize::try_from(stat.st_size).unwrap_or(0).min(aterm::MAX_SIZE));
+        std::fs::File::from(fd).take(limit.saturating_add(1)).read_to_end(&mut bytes).map_err(Error::io("reading file", &shown))?;
         self.parse_derivation(path, &bytes)
     }
 
     pub(crate) fn parse_derivation(&self, path: &StorePath, bytes: &[u8]) -> Result<Derivation> {
         if bytes.len() > aterm::MAX_SIZE {
             let (size, limit) = (bytes.len() as u64, aterm::MAX_SIZE as u64);
-            return Err(Error::LargeDerivation {
-                drv: self.print(path),
-                size,
-                limit,
-            });
+            return Err(Error::LargeDerivation { drv: self.print(path), size, limit });
         }
-        aterm::parse(self.store_dir(), bytes)
-            .map_err(|error| self.bad_derivation(path, error.to_string()))
+        aterm::parse(self.store_dir(), bytes).map_err(|error| self.bad_derivation(path, error.to_string()))
     }
 
     fn bad_derivation(&self, path: &StorePath, reason: String) -> Error {
-        Error::BadDerivation {
-            drv: self.print(path),
-            reason,
-        }
+        Error::BadDerivation { drv: self.print(path), reason }
     }
 
     /// Registers paths that are on the disk, synced, in one transaction: all or none.
@@ -84,27 +66,24 @@ impl Store {
     /// [`Error::NotValid`] for a reference that is neither valid nor among `infos`, [`Error::Cycle`], [`Error::IncorrectOutput`]
     /// and its likes for derivations, [`Error::Database`].
     pub fn register(&self, infos: &[PathInfo]) -> Result<()> {
-        self.register_parsed(infos, Parsed::new())
-    }
-
-    /// Like [`Store::register`], with the derivations among `infos` as far as they are known.
-    pub(crate) fn register_parsed(&self, infos: &[PathInfo], mut parsed: Parsed) -> Result<()> {
         // Files are read and hashed before the transaction, which holds up everyone else.
+        let mut parsed = Parsed::new();
         for info in infos.iter().filter(|info| info.path.is_derivation()) {
-            if !parsed.contains_key(&info.path) {
-                parsed.insert(info.path.clone(), self.read_derivation(&info.path)?);
-            }
+            parsed.insert(info.path.clone(), self.read_derivation(&info.path)?);
         }
         for (path, drv) in &parsed {
             self.check_outputs_among(path, drv, &parsed)?;
         }
+        self.insert_all(infos, &parsed)
+    }
+
+    /// [`Store::register`], given the derivations among `infos`, which have been checked.
+    pub(crate) fn insert_all(&self, infos: &[PathInfo], parsed: &Parsed) -> Result<()> {
         self.db().write("registering valid paths", |db| {
             for info in infos {
                 self.insert(db, info, parsed.get(&info.path))?;
             }
-            let mut insert = db.prepare_cached(
-                "insert or replace into Refs (referrer, reference) values (?1, ?2)",
-            )?;
+            let mut insert = db.prepare_cached("insert or replace into Refs (referrer, reference) values (?1, ?2)")?;
             for info in infos {
                 let referrer = self.valid_id(db, &info.path)?;
                 for reference in &info.references {
@@ -119,18 +98,12 @@ impl Store {
         row_id(db, &self.print(path))?.ok_or_else(|| self.not_valid(path))
     }
 
-    fn insert(
-        &self,
-        db: &Transaction<'_>,
-        info: &PathInfo,
-        drv: Option<&Derivation>,
-    ) -> Result<()> {
+    fn insert(&self, db: &Transaction<'_>, info: &PathInfo, drv: Option<&Derivation>) -> Result<()> {
         let path = self.print(&info.path);
         let hash = info.nar_hash.to_string();
         let size = (info.nar_size != 0).then(|| i64::try_from(info.nar_size).unwrap_or(i64::MAX));
         if row_id(db, &path)?.is_some() {
-            db.prepare_cached("update ValidPaths set narSize = ?1, hash = ?2 where path = ?3")?
-                .execute((size, hash, path))?;
+            db.prepare_cached("update ValidPaths set narSize = ?1, hash = ?2 where path = ?3")?.execute((size, hash, path))?;
             return Ok(());
         }
         let time = match info.registration_time {
@@ -142,9 +115,7 @@ impl Store {
             .prepare_cached("insert into ValidPaths (path, hash, registrationTime, deriver, narSize) values (?1, ?2, ?3, ?4, ?5)")?
             .insert((path, hash, time, deriver, size))?;
         if let Some(drv) = drv {
-            let mut insert = db.prepare_cached(
-                "insert or replace into DerivationOutputs (drv, id, path) values (?1, ?2, ?3)",
-            )?;
+            let mut insert = db.prepare_cached("insert or replace into DerivationOutputs (drv, id, path) values (?1, ?2, ?3)")?;
             for (name, output) in &drv.outputs {
                 insert.execute((id, name, self.print(&output.path)))?;
             }
@@ -158,13 +129,8 @@ impl Store {
             return Ok(());
         }
         let mut edges: BTreeMap<&StorePath, Vec<&StorePath>> = BTreeMap::new();
-        let paths: BTreeMap<String, &StorePath> = infos
-            .iter()
-            .map(|info| (self.print(&info.path), &info.path))
-            .collect();
-        let mut query = db.prepare_cached(
-            "select path from Refs join ValidPaths on reference = id where referrer = ?1",
-        )?;
+        let paths: BTreeMap<String, &StorePath> = infos.iter().map(|info| (self.print(&info.path), &info.path)).collect();
+        let mut query = db.prepare_cached("select path from Refs join ValidPaths on reference = id where referrer = ?1")?;
         for (printed, path) in &paths {
             let Some(id) = row_id(db, printed)? else {
                 continue;
@@ -179,9 +145,7 @@ impl Store {
             edges.insert(path, to.into_iter().rev().collect());
         }
         match find_cycle(edges) {
-            Some(path) => Err(Error::Cycle {
-                path: self.print(&path),
-            }),
+            Some(path) => Err(Error::Cycle { path: self.print(&path) }),
             None => Ok(()),
         }
     }
@@ -194,19 +158,12 @@ impl Store {
         self.check_outputs_among(path, drv, &Parsed::new())
     }
 
-    fn check_outputs_among(
-        &self,
-        path: &StorePath,
-        drv: &Derivation,
-        parsed: &Parsed,
-    ) -> Result<()> {
+    fn check_outputs_among(&self, path: &StorePath, drv: &Derivation, parsed: &Parsed) -> Result<()> {
         let Some(name) = path.derivation_name() else {
             return Err(self.bad_derivation(path, "its name does not end in `.drv'".to_owned()));
         };
         if drv.is_fixed_output() && !drv.outputs.contains_key("out") {
-            return Err(Error::NoOut {
-                drv: self.print(path),
-            });
+            return Err(Error::NoOut { drv: self.print(path) });
         }
         let mut known = self.drv_hashes();
         if known.len() > KNOWN_DERIVATIONS {
@@ -217,34 +174,20 @@ impl Store {
             None if self.is_valid(input)? => self.read_derivation(input),
             None => Err(self.not_valid(input)),
         };
-        let result = verify_output_paths(self.store_dir(), name, drv, &mut |input| {
-            known.hash(self.store_dir(), input, &mut load)
-        });
+        let result = verify_output_paths(self.store_dir(), name, drv, &mut |input| known.hash(self.store_dir(), input, &mut load));
         result.map_err(|error| match error {
-            VerifyError::IncorrectOutput {
-                found, expected, ..
-            } => Error::IncorrectOutput {
-                drv: self.print(path),
-                found: self.print(&found),
-                expected: self.print(&expected),
-            },
-            VerifyError::Input {
-                source: ModuloError::Load { source, .. },
-                ..
-            } => source,
+            VerifyError::IncorrectOutput { found, expected, .. } => {
+                Error::IncorrectOutput { drv: self.print(path), found: self.print(&found), expected: self.print(&expected) }
+            }
+            VerifyError::Input { source: ModuloError::Load { source, .. }, .. } => source,
             VerifyError::Input { source, .. } => self.bad_derivation(path, source.to_string()),
-            other => Error::BadName {
-                reason: other.to_string(),
-            },
+            other => Error::BadName { reason: other.to_string() },
         })
     }
 
     pub(crate) fn drv_hashes(&self) -> MutexGuard<'_, ModuloCache> {
         // Entries are complete or absent, whatever panicked.
-        self.inner
-            .drv_hashes
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.inner.drv_hashes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Stores hash and size of the valid path `info.path` anew, for repairs of the database; nothing else of `info` is looked at.
@@ -254,8 +197,11 @@ impl Store {
     pub fn update_path_info(&self, info: &PathInfo) -> Result<()> {
         let size = (info.nar_size != 0).then(|| i64::try_from(info.nar_size).unwrap_or(i64::MAX));
         self.db().write("updating path info", |db| {
-            db.prepare_cached("update ValidPaths set narSize = ?1, hash = ?2 where path = ?3")?
-                .execute((size, info.nar_hash.to_string(), self.print(&info.path)))?;
+            db.prepare_cached("update ValidPaths set narSize = ?1, hash = ?2 where path = ?3")?.execute((
+                size,
+                info.nar_hash.to_string(),
+                self.print(&info.path),
+            ))?;
             Ok(())
         })
     }
@@ -274,7 +220,8 @@ impl Store {
                     ids.push((id, path));
                 }
             }
-            let mut referrers = db.prepare_cached("select v.path from Refs r join ValidPaths v on r.referrer = v.id where r.reference = ?1")?;
+            let mut referrers =
+                db.prepare_cached("select v.path from Refs r join ValidPaths v on r.referrer = v.id where r.reference = ?1")?;
             let mut delete = db.prepare_cached("delete from ValidPaths where id = ?1")?;
             for (id, path) in ids {
                 let using = referrers.query_map([id], |row| row.get::<_, String>(0))?.collect::<Result<BTreeSet<_>, _>>()?;
@@ -329,4 +276,83 @@ fn find_cycle(mut edges: BTreeMap<&StorePath, Vec<&StorePath>>) -> Option<StoreP
         }
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use fruix_drv::Hash;
+
+    use super::*;
+    use crate::testing::{TestStore, test_store};
+
+    /// An item that is there, unregistered, and what there is to say of it.
+    fn item(test: &TestStore, name: char, references: &str) -> PathInfo {
+        let path = |name: char| StorePath::from_base_name(format!("{}-x", name.to_string().repeat(32))).unwrap();
+        let info = PathInfo {
+            path: path(name),
+            nar_hash: Hash::sha256(name.to_string()),
+            references: references.chars().map(path).collect(),
+            deriver: Some(path('9')),
+            registration_time: 77,
+            nar_size: 120,
+        };
+        std::fs::write(test.store.real_path(&info.path), name.to_string()).unwrap();
+        info
+    }
+
+    #[test]
+    fn round_trip_all_or_none() {
+        let test = test_store();
+        let store = &test.store;
+        // The order does not matter, and a path may refer to itself.
+        let infos = [item(&test, 'a', "abc"), item(&test, 'b', "c"), item(&test, 'c', "")];
+        store.register(&infos).unwrap();
+        for info in &infos {
+            assert_eq!(store.query_path_info(&info.path).unwrap().as_ref(), Some(info));
+        }
+        let lost = [item(&test, 'd', "a"), item(&test, 'f', "g")];
+        let error = store.register(&lost).unwrap_err();
+        assert!(matches!(error, Error::NotValid { .. }), "{error}");
+        assert!(!store.is_valid(&lost[0].path).unwrap());
+        // Unknown sizes and derivers are null.
+        let bare = PathInfo { nar_size: 0, deriver: None, ..item(&test, 'd', "") };
+        store.register(std::slice::from_ref(&bare)).unwrap();
+        assert_eq!(store.query_path_info(&bare.path).unwrap(), Some(bare.clone()));
+        let nulls: i64 = store
+            .db()
+            .read("counting", |db| {
+                Ok(db.query_row("select count(*) from ValidPaths where narSize is null and deriver is null", [], |row| row.get(0))?)
+            })
+            .unwrap();
+        assert_eq!(nulls, 1);
+        // Registering again gives it the new hash and size.
+        let again = PathInfo { nar_hash: Hash::sha256("new"), nar_size: 128, ..bare };
+        store.register(std::slice::from_ref(&again)).unwrap();
+        assert_eq!(store.query_path_info(&again.path).unwrap(), Some(again));
+    }
+
+    #[test]
+    fn cycles_are_refused() {
+        let test = test_store();
+        let infos = [item(&test, 'a', "b"), item(&test, 'b', "c"), item(&test, 'c', "a"), item(&test, 'd', "")];
+        let error = test.store.register(&infos).unwrap_err();
+        assert_eq!(error.to_string(), format!("cycle detected in the references of `{}'", test.store.print(&infos[0].path)));
+        assert!(test.store.all_valid().unwrap().is_empty());
+    }
+
+    #[test]
+    fn invalidating_respects_referrers() {
+        let test = test_store();
+        let store = &test.store;
+        let infos = [item(&test, 'a', "ab"), item(&test, 'b', "c"), item(&test, 'c', "")];
+        store.register(&infos).unwrap();
+        let [a, b, c] = infos.map(|info| info.path);
+        let error = store.invalidate(&BTreeSet::from([b.clone(), c.clone()])).unwrap_err();
+        assert_eq!(error.to_string(), format!("cannot delete path `{}' because it is in use by `{}'", store.print(&b), store.print(&a)));
+        assert_eq!(store.all_valid().unwrap().len(), 3);
+        store.invalidate(&BTreeSet::from([a.clone(), b, c.clone()])).unwrap();
+        assert!(store.all_valid().unwrap().is_empty());
+        assert!(matches!(store.references(&a), Err(Error::NotValid { .. })));
+        assert!(store.referrers(&c).unwrap().is_empty());
+    }
 }

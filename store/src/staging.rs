@@ -17,8 +17,8 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag, openat};
 use nix::sys::stat::{Mode, fchmod, fstat, mkdirat};
 
-use crate::fsutil::{self, lstat_at, open_dir_at, remove_tree, same_file};
-use crate::{Error, Result, Store};
+use crate::fsutil::{self, Place, lstat_at, open_dir_at, remove_tree, same_file};
+use crate::{Error, Result, Store, TempRoots};
 
 const NAME: &str = "fruixd-staging";
 const LOCK: &str = "lock";
@@ -39,67 +39,42 @@ struct Shared {
     shown: PathBuf,
     dir: OwnedFd,
     next: AtomicU64,
+    // Keeps a collector off the directory as long as it is in use.
+    _root: TempRoots,
     // Held, never read.
     _lock: Flock<OwnedFd>,
 }
 
 /// The name of the staging directory number `slot`.
 fn slot_path(dir: &StoreDir, slot: u32) -> Result<StorePath> {
-    path::make_store_path(dir, "fruixd-staging", &Hash::sha256(slot.to_string()), NAME).map_err(
-        |error| Error::BadName {
-            reason: error.to_string(),
-        },
-    )
+    path::make_store_path(dir, "fruixd-staging", &Hash::sha256(slot.to_string()), NAME)
+        .map_err(|error| Error::BadName { reason: error.to_string() })
 }
 
 /// Whether `base_name` is that of a staging directory.
 pub(crate) fn is_staging(base_name: &[u8]) -> bool {
-    base_name
-        .strip_suffix(NAME.as_bytes())
-        .is_some_and(|rest| rest.len() == fruix_drv::store_path::HASH_PART_LEN + 1)
+    base_name.strip_suffix(NAME.as_bytes()).is_some_and(|rest| rest.len() == fruix_drv::store_path::HASH_PART_LEN + 1)
 }
 
 impl Staging {
-    /// Takes the first staging directory that no living daemon holds, and empties it. `announce` makes its path a temporary root
-    /// before it is made.
-    pub(crate) fn open(
-        store: BorrowedFd<'_>,
-        dir: &StoreDir,
-        mut announce: impl FnMut(&StorePath) -> Result<()>,
-    ) -> Result<Staging> {
+    /// Takes the first staging directory that no living daemon holds, and empties it. Its path becomes a root of `roots`.
+    pub(crate) fn open(store: BorrowedFd<'_>, dir: &StoreDir, roots: TempRoots) -> Result<Staging> {
         for slot in 0..SLOTS {
             let path = slot_path(dir, slot)?;
             let shown = PathBuf::from(dir.display(&path));
-            if let Some((fd, lock)) =
-                Self::take(store, OsStr::new(path.base_name()), &shown, &mut || {
-                    announce(&path)
-                })?
-            {
+            if let Some((fd, lock)) = Self::take(store, OsStr::new(path.base_name()), &shown, &mut || roots.add(&path))? {
                 for name in fsutil::names(&fd).map_err(Error::io("reading directory", &shown))? {
                     if name != LOCK {
                         remove_tree(&fd, &name, &shown.join(&name), 0)?;
                     }
                 }
-                let store = store
-                    .try_clone_to_owned()
-                    .map_err(Error::io("opening", &shown))?;
-                let shared = Shared {
-                    store,
-                    path,
-                    shown,
-                    dir: fd,
-                    next: AtomicU64::new(0),
-                    _lock: lock,
-                };
-                return Ok(Staging {
-                    shared: Arc::new(shared),
-                });
+                let store = store.try_clone_to_owned().map_err(Error::io("opening", &shown))?;
+                let shared = Shared { store, path, shown, dir: fd, next: AtomicU64::new(0), _root: roots, _lock: lock };
+                return Ok(Staging { shared: Arc::new(shared) });
             }
         }
         let shown = Path::new(dir.as_str());
-        Err(Error::io("making a staging directory in", shown)(
-            io::Error::from(Errno::EUSERS),
-        ))
+        Err(Error::io("making a staging directory in", shown)(io::Error::from(Errno::EUSERS)))
     }
 
     fn take(
@@ -155,10 +130,8 @@ impl Staging {
         }
         fchmod(&dir, Mode::S_IRWXU).map_err(Error::io("changing mode of", shown))?;
         // What is made inside must not inherit the store directory's group (as on BSD) nor its default ACL.
-        nix::unistd::fchown(&dir, None, Some(nix::unistd::getegid()))
-            .map_err(Error::io("changing group of", shown))?;
-        crate::canonicalise::strip_attributes(&dir)
-            .map_err(Error::io("removing extended attributes of", shown))?;
+        nix::unistd::fchown(&dir, None, Some(nix::unistd::getegid())).map_err(Error::io("changing group of", shown))?;
+        crate::canonicalise::strip_attributes(&dir).map_err(Error::io("removing extended attributes of", shown))?;
         Ok(Some(dir))
     }
 
@@ -170,10 +143,7 @@ impl Staging {
     /// A name in the staging directory that is not used yet.
     pub(crate) fn reserve(&self, what: &str) -> Staged {
         let number = self.shared.next.fetch_add(1, Ordering::Relaxed);
-        Staged {
-            shared: Arc::clone(&self.shared),
-            name: OsString::from(format!("{number}-{what}")),
-        }
+        Staged { shared: Arc::clone(&self.shared), name: OsString::from(format!("{number}-{what}")) }
     }
 }
 
@@ -205,6 +175,11 @@ impl Staged {
         &self.name
     }
 
+    /// Both, with the whole file name for messages.
+    pub(crate) fn place(&self) -> Place<'_> {
+        Place { dir: self.dir(), name: self.name.clone(), shown: self.shown() }
+    }
+
     /// The whole file name, for messages.
     pub(crate) fn shown(&self) -> PathBuf {
         self.shared.shown.join(&self.name)
@@ -233,6 +208,11 @@ impl StagedDir {
         self.dir.as_fd()
     }
 
+    /// Something in it.
+    pub fn place(&self, name: impl Into<OsString>) -> Place<'_> {
+        Place::new(self.dir(), name, &self.path())
+    }
+
     /// Its file name. Only the daemon's user gets there.
     pub fn path(&self) -> PathBuf {
         self.staged.shown()
@@ -247,10 +227,8 @@ impl Store {
     /// [`Error::Io`].
     pub fn stage_dir(&self, what: &str) -> Result<StagedDir> {
         let staged = self.inner.staging.reserve(what);
-        mkdirat(staged.dir(), staged.name(), Mode::S_IRWXU)
-            .map_err(Error::io("creating directory", staged.shown()))?;
-        let dir = open_dir_at(staged.dir(), staged.name())
-            .map_err(Error::io("opening", staged.shown()))?;
+        mkdirat(staged.dir(), staged.name(), Mode::S_IRWXU).map_err(Error::io("creating directory", staged.shown()))?;
+        let dir = open_dir_at(staged.dir(), staged.name()).map_err(Error::io("opening", staged.shown()))?;
         fchmod(&dir, Mode::S_IRWXU).map_err(Error::io("changing mode of", staged.shown()))?;
         Ok(StagedDir { dir, staged })
     }

@@ -19,9 +19,7 @@ impl Store {
     /// [`Error::UserName`], [`Error::Io`].
     pub fn create_user(&self, name: &str, uid: u32) -> Result<()> {
         if name.is_empty() || name.starts_with('.') || name.contains(['/', '\0']) {
-            return Err(Error::UserName {
-                name: name.to_owned(),
-            });
+            return Err(Error::UserName { name: name.to_owned() });
         }
         let parent = self.state_dir().join("profiles/per-user");
         let shown = parent.join(name);
@@ -31,17 +29,12 @@ impl Store {
             Err(Errno::EEXIST) => return Ok(()),
             Err(error) => return Err(Error::io("creating directory", &shown)(error)),
         }
-        let dir =
-            open_dir_at(&parent_dir, OsStr::new(name)).map_err(Error::io("opening", &shown))?;
-        fchmod(&dir, Mode::from_bits_truncate(0o755))
-            .map_err(Error::io("changing permissions of directory", &shown))?;
+        let dir = open_dir_at(&parent_dir, OsStr::new(name)).map_err(Error::io("opening", &shown))?;
+        fchmod(&dir, Mode::from_bits_truncate(0o755)).map_err(Error::io("changing permissions of directory", &shown))?;
         if let Err(error) = fchown(&dir, Some(Uid::from_raw(uid)), None) {
             // Better none than one that its user cannot use.
             let _ = unlinkat(&parent_dir, name, UnlinkatFlags::RemoveDir);
-            tracing::info!(
-                "failed to change owner of directory '{}' to {uid}: {error}",
-                shown.display()
-            );
+            tracing::info!("failed to change owner of directory '{}' to {uid}: {error}", shown.display());
         }
         Ok(())
     }
