@@ -1,0 +1,672 @@
+//! What a builder will see and be, as plain data: made by a pure function, printed by `fruixd --explain`, carried out by a backend.
+//!
+//! The facts are those measured with guix-daemon 1.5.0; `docs/design/sandbox.md` lists them and the few places where ours differ on purpose.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Component, Path, PathBuf};
+
+use bstr::{BStr, BString, ByteSlice as _};
+use fruix_drv::{StoreDir, StorePath};
+use serde::{Deserialize, Serialize};
+
+use super::Error;
+
+/// User and group of a builder that runs in a user namespace because there are no build users.
+const NAMESPACE_IDS: (u32, u32) = (30001, 30000);
+/// The host's files that a builder with a fixed output may read.
+const NETWORK_FILES: [&str; 4] = ["/etc/hosts", "/etc/nsswitch.conf", "/etc/resolv.conf", "/etc/services"];
+
+/// Everything that a plan follows from.
+#[derive(Clone, Debug)]
+pub struct BuildSpec {
+    /// The derivation's file name without its hash: `hello-2.12.drv`.
+    pub drv_name: String,
+    /// The store.
+    pub store_dir: StoreDir,
+    /// An empty directory that becomes the root of the builder; `None`: it sees the host's.
+    pub root: Option<PathBuf>,
+    /// The build directory on the host. It exists and belongs to the builder.
+    pub build_dir: PathBuf,
+    /// Where the builder sees it.
+    pub build_dir_inside: PathBuf,
+    /// The store paths that the builder may read.
+    pub inputs: BTreeSet<StorePath>,
+    /// The store paths that it is to make.
+    pub outputs: Vec<StorePath>,
+    /// What the site adds to the root: target and source on the host.
+    pub extra_dirs: Vec<(PathBuf, PathBuf)>,
+    /// Files of the host that the builder may read where they are, provided that it could read them on the host; others are left out in silence.
+    /// For the `file:` URLs and certificates of built-in builders.
+    pub host_files: Vec<PathBuf>,
+    /// What runs.
+    pub program: Program,
+    /// Its environment.
+    pub env: BTreeMap<BString, BString>,
+    /// Whether its output is known beforehand, so that it may use the network.
+    pub fixed_output: bool,
+    /// Whose rights it gets; `None`: none but the daemon's, in a user namespace where there is a root of its own.
+    pub user: Option<UserIds>,
+    /// The system that the derivation is for.
+    pub platform: String,
+    /// The system that this is.
+    pub system: String,
+    /// Whether the builder shall believe in Linux 2.6.
+    pub impersonate_linux_26: bool,
+    /// Whether builders of fixed outputs shall not reach the host's loopback.
+    pub isolate_host_loopback: bool,
+}
+
+/// A build user's ids.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserIds {
+    /// The user.
+    pub uid: u32,
+    /// The build group.
+    pub gid: u32,
+    /// All its groups, as upstream sets them: this includes its own.
+    pub groups: Vec<u32>,
+}
+
+/// What the host has, as far as a plan depends on it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HostFacts {
+    /// `/dev/kvm` is there.
+    pub kvm: bool,
+    /// New instances of the pseudo-terminal file system can be had.
+    pub terminals: bool,
+    /// Which of the files are there that tell programs about the network.
+    pub network_files: BTreeSet<PathBuf>,
+    /// The daemon's user and group.
+    pub daemon_ids: (u32, u32),
+}
+
+impl HostFacts {
+    /// Looks at this machine.
+    #[must_use]
+    pub fn probe() -> HostFacts {
+        HostFacts {
+            kvm: Path::new("/dev/kvm").exists(),
+            terminals: Path::new("/dev/pts/ptmx").exists(),
+            network_files: NETWORK_FILES.iter().map(PathBuf::from).filter(|file| file.exists()).collect(),
+            daemon_ids: (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw()),
+        }
+    }
+}
+
+/// How one builder runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// The derivation's file name without its hash.
+    pub name: String,
+    /// The root that it sees.
+    pub root: Root,
+    /// What is made in a private root, in this order.
+    pub entries: Vec<Entry>,
+    /// What is mounted in a private root, in this order, after the entries are made.
+    pub mounts: Vec<Mount>,
+    /// Who it is.
+    pub identity: Identity,
+    /// What it reaches.
+    pub network: Network,
+    /// Names of the machine and of its domain, in a private root.
+    pub host_name: String,
+    /// See `host_name`.
+    pub domain_name: String,
+    /// What runs.
+    pub program: Program,
+    /// Its environment, in this order.
+    #[serde(with = "text::pairs")]
+    pub env: Vec<(BString, BString)>,
+    /// Its working directory.
+    #[serde(with = "text")]
+    pub cwd: PathBuf,
+    /// Its file mode creation mask.
+    pub umask: u32,
+    /// How the kernel shows itself.
+    pub personality: Personality,
+    /// How much it is preferred when memory runs out and something has to be killed, 0 to 1000.
+    pub oom_score: i32,
+    /// The store: a program outside of it is not run. `None`: any program is.
+    #[serde(with = "text::option")]
+    pub store_dir: Option<PathBuf>,
+    /// The system that the derivation is for, and the one that this is; for the message when the program cannot be run here.
+    pub platform: String,
+    /// See `platform`.
+    pub system: String,
+    /// Where its outputs appear, as it names them.
+    #[serde(with = "text::list")]
+    pub outputs: Vec<PathBuf>,
+}
+
+/// The root directory of a builder.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Root {
+    /// The host's. Nothing is hidden, and nothing is isolated but processes.
+    Host,
+    /// One of its own, with processes, interprocess communication and network of its own.
+    Private {
+        /// The directory that becomes the root; it is empty.
+        #[serde(with = "text")]
+        dir: PathBuf,
+    },
+}
+
+/// Something in a private root. Paths are those that the builder sees; directories above are made with mode 755.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Entry {
+    /// A directory.
+    Dir {
+        /// Where.
+        #[serde(with = "text")]
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
+        /// Its group, if not the daemon's.
+        gid: Option<u32>,
+    },
+    /// A file of mode 644.
+    File {
+        /// Where.
+        #[serde(with = "text")]
+        path: PathBuf,
+        /// What is in it.
+        contents: String,
+    },
+    /// A symbolic link.
+    Link {
+        /// Where.
+        #[serde(with = "text")]
+        path: PathBuf,
+        /// To what.
+        #[serde(with = "text")]
+        target: PathBuf,
+    },
+}
+
+/// Something mounted in a private root.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Mount {
+    /// A file or directory of the host.
+    Bind {
+        /// On the host.
+        #[serde(with = "text")]
+        source: PathBuf,
+        /// For the builder.
+        #[serde(with = "text")]
+        target: PathBuf,
+        /// Whether the builder cannot write there.
+        read_only: bool,
+        /// How the source is found.
+        lookup: Lookup,
+    },
+    /// A view of the builder's own processes.
+    Processes {
+        /// For the builder.
+        #[serde(with = "text")]
+        target: PathBuf,
+    },
+    /// An empty file system in memory.
+    Memory {
+        /// For the builder.
+        #[serde(with = "text")]
+        target: PathBuf,
+    },
+    /// Pseudo-terminals of its own.
+    Terminals {
+        /// For the builder; the multiplexer is linked beside it.
+        #[serde(with = "text")]
+        target: PathBuf,
+    },
+}
+
+impl Mount {
+    /// Where the builder sees it.
+    #[must_use]
+    pub fn target(&self) -> &Path {
+        match self {
+            Mount::Bind { target, .. } | Mount::Processes { target } | Mount::Memory { target } | Mount::Terminals { target } => target,
+        }
+    }
+}
+
+/// What to do about symbolic links when a source is looked up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Lookup {
+    /// None may be on the way. Where the source itself is one, an equal link is made instead of a mount.
+    Strict,
+    /// They are followed on the way. Where the source itself is one, an equal link is made instead of a mount.
+    Link,
+    /// They are followed. What is not there is left out.
+    Follow,
+    /// They are followed, with the rights of the builder. What is not there, what is no regular file and what it may not read is left out.
+    AsBuilder,
+}
+
+/// Who a builder is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Identity {
+    /// A build user.
+    User(UserIds),
+    /// The daemon's user, under other ids in a user namespace.
+    Namespace {
+        /// The user inside.
+        uid: u32,
+        /// The group inside.
+        gid: u32,
+    },
+    /// The daemon's user.
+    Daemon,
+}
+
+/// What a builder reaches over the network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Network {
+    /// Nothing; not even itself unless it has a loopback interface.
+    Private {
+        /// Whether that interface is up.
+        loopback: bool,
+    },
+    /// What the host reaches. In a private root its sockets are for the Internet only, so that no descriptor leaves the root.
+    Host,
+}
+
+/// How the kernel shows itself to a builder.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Personality {
+    /// As one for the 32-bit variant of the machine.
+    pub bits_32: bool,
+    /// As Linux 2.6.
+    pub linux_26: bool,
+    /// Programs find their memory at the same addresses each time.
+    pub fixed_addresses: bool,
+}
+
+/// What runs in a sandbox.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Program {
+    /// A program of the store.
+    Exec {
+        /// Its file.
+        #[serde(with = "text")]
+        path: BString,
+        /// Its arguments, from its own name on.
+        #[serde(with = "text::list")]
+        args: Vec<BString>,
+    },
+    /// A builder inside the daemon.
+    Builtin {
+        /// Its name.
+        name: String,
+        /// What it is told.
+        #[serde(with = "text")]
+        input: Vec<u8>,
+    },
+}
+
+impl Plan {
+    /// The plan for a builder with a root of its own.
+    ///
+    /// # Errors
+    /// A directory that the site adds is not an absolute path without `..`, or there is no root.
+    pub fn confined(spec: &BuildSpec, host: &HostFacts) -> Result<Plan, Error> {
+        let Some(dir) = spec.root.clone() else { return Plan::unconfined(spec) };
+        let identity = match &spec.user {
+            Some(user) => Identity::User(user.clone()),
+            None => Identity::Namespace { uid: NAMESPACE_IDS.0, gid: NAMESPACE_IDS.1 },
+        };
+        let builtin = matches!(spec.program, Program::Builtin { .. });
+        let network = if builtin {
+            Network::Host
+        } else {
+            // Without a user-mode network stack, upstream leaves builders of fixed outputs with an interface that is down.
+            Network::Private { loopback: !spec.fixed_output || spec.isolate_host_loopback }
+        };
+        let mut plan = Plan {
+            identity,
+            network,
+            root: Root::Private { dir },
+            host_name: "localhost".to_owned(),
+            domain_name: "(none)".to_owned(),
+            ..Plan::unconfined(spec)?
+        };
+        let binds = plan.binds(spec, host)?;
+        plan.make_entries(spec, &binds);
+        let devices = !binds.contains_key(b"/dev".as_slice());
+        let terminals = host.terminals && devices && !binds.contains_key(b"/dev/pts".as_slice());
+        plan.mounts = binds.into_values().collect();
+        plan.mounts.push(Mount::Processes { target: "/proc".into() });
+        plan.mounts.push(Mount::Memory { target: "/dev/shm".into() });
+        if terminals {
+            plan.mounts.push(Mount::Terminals { target: "/dev/pts".into() });
+        }
+        Ok(plan)
+    }
+
+    /// The plan for a builder that sees the host.
+    ///
+    /// # Errors
+    /// None today; a signature for both.
+    pub fn unconfined(spec: &BuildSpec) -> Result<Plan, Error> {
+        let store = spec.store_dir.as_str();
+        Ok(Plan {
+            name: spec.drv_name.clone(),
+            root: Root::Host,
+            entries: Vec::new(),
+            mounts: Vec::new(),
+            identity: spec.user.clone().map_or(Identity::Daemon, Identity::User),
+            network: Network::Host,
+            host_name: String::new(),
+            domain_name: String::new(),
+            program: spec.program.clone(),
+            env: spec.env.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
+            cwd: spec.build_dir_inside.clone(),
+            umask: 0o022,
+            personality: Personality {
+                bits_32: runs_as_32_bits(&spec.platform, &spec.system),
+                linux_26: spec.impersonate_linux_26 && ["i686-linux", "x86_64-linux"].contains(&spec.platform.as_str()),
+                fixed_addresses: true,
+            },
+            oom_score: 1000,
+            store_dir: Some(store.into()),
+            platform: spec.platform.clone(),
+            system: spec.system.clone(),
+            outputs: spec.outputs.iter().map(|path| spec.store_dir.display(path).into()).collect(),
+        })
+    }
+
+    /// What of the host shows in the private root, by target: mounts are made in the order of the bytes of their targets.
+    fn binds(&self, spec: &BuildSpec, host: &HostFacts) -> Result<BTreeMap<Vec<u8>, Mount>, Error> {
+        let store = Path::new(spec.store_dir.as_str());
+        let mut binds = BTreeMap::new();
+        let mut bind = |target: &Path, source: &Path, read_only: bool, lookup: Lookup| {
+            let mount = Mount::Bind { source: source.to_owned(), target: target.to_owned(), read_only, lookup };
+            binds.insert(target.as_os_str().as_bytes().to_owned(), mount);
+        };
+        if spec.fixed_output {
+            for file in &host.network_files {
+                // Where the network is the host's, a link into /run has to work; else what upstream shows is good enough.
+                let lookup = if self.network == Network::Host { Lookup::Follow } else { Lookup::Link };
+                bind(file, file, true, lookup);
+            }
+        }
+        for (target, source) in &spec.extra_dirs {
+            for path in [target, source] {
+                if !path.is_absolute()
+                    || path.components().any(|part| part == Component::ParentDir)
+                    || path.as_os_str().as_bytes().contains(&0)
+                {
+                    return Err(Error::Directory { path: path.clone() });
+                }
+            }
+            bind(target, source, source.starts_with(store), Lookup::Link);
+        }
+        for file in &spec.host_files {
+            if file.is_absolute()
+                && !file.components().any(|part| part == Component::ParentDir)
+                && !file.as_os_str().as_bytes().contains(&0)
+            {
+                bind(file, file, true, Lookup::AsBuilder);
+            }
+        }
+        bind(&spec.build_dir_inside, &spec.build_dir, false, Lookup::Link);
+        for input in &spec.inputs {
+            let path = PathBuf::from(spec.store_dir.display(input));
+            bind(&path, &path, true, Lookup::Strict);
+        }
+        for output in &spec.outputs {
+            binds.remove(spec.store_dir.display(output).as_bytes());
+        }
+        if !binds.contains_key(b"/dev".as_slice()) {
+            let kvm = host.kvm.then_some("kvm");
+            for device in ["full", "null", "random", "tty", "urandom", "zero"].into_iter().chain(kvm) {
+                let path = Path::new("/dev").join(device);
+                let mount = Mount::Bind { source: path.clone(), target: path.clone(), read_only: false, lookup: Lookup::Link };
+                binds.insert(path.as_os_str().as_bytes().to_owned(), mount);
+            }
+        }
+        Ok(binds)
+    }
+
+    fn make_entries(&mut self, spec: &BuildSpec, binds: &BTreeMap<Vec<u8>, Mount>) {
+        let (uid, gid) = match &self.identity {
+            Identity::User(user) => (user.uid, user.gid),
+            Identity::Namespace { uid, gid } => (*uid, *gid),
+            Identity::Daemon => (0, 0),
+        };
+        let group = matches!(self.identity, Identity::User(_)).then_some(gid);
+        let dir = |path: &str, mode, gid| Entry::Dir { path: path.into(), mode, gid };
+        let file = |path: &str, contents: String| Entry::File { path: path.into(), contents };
+        let link = |path: &str, target: &str| Entry::Link { path: path.into(), target: target.into() };
+        self.entries = vec![
+            dir("/tmp", 0o1777, None),
+            dir("/etc", 0o755, None),
+            file("/etc/passwd", format!("nixbld:x:{uid}:{gid}:Nix build user:/:/noshell\nnobody:x:65534:65534:Nobody:/:/noshell\n")),
+            file("/etc/group", format!("nixbld:!:{gid}:\n")),
+        ];
+        if !spec.fixed_output {
+            self.entries.push(file("/etc/hosts", "127.0.0.1 localhost\n::1 localhost\n".to_owned()));
+        }
+        // Only the builder's group may add to the store.
+        self.entries.push(dir(spec.store_dir.as_str(), 0o1775, group));
+        if !binds.contains_key(b"/dev".as_slice()) {
+            self.entries.extend([
+                dir("/dev/shm", 0o755, None),
+                dir("/dev/pts", 0o755, None),
+                link("/dev/fd", "/proc/self/fd"),
+                link("/dev/stdin", "/proc/self/fd/0"),
+                link("/dev/stdout", "/proc/self/fd/1"),
+                link("/dev/stderr", "/proc/self/fd/2"),
+            ]);
+        }
+    }
+}
+
+/// Whether a build for `platform` is one for the smaller brother of this machine.
+fn runs_as_32_bits(platform: &str, system: &str) -> bool {
+    let machine = |name| system == name || cfg!(target_os = "linux") && name == format!("{}-linux", std::env::consts::ARCH);
+    platform == "i686-linux" && machine("x86_64-linux") || platform == "armhf-linux" && machine("aarch64-linux")
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "builder of {}", self.name)?;
+        match &self.program {
+            Program::Exec { path, args } => {
+                writeln!(f, "  runs {path}")?;
+                for (number, arg) in args.iter().enumerate() {
+                    writeln!(f, "    argument {number}: {}", quoted(arg.as_bstr()))?;
+                }
+            }
+            Program::Builtin { name, input } => writeln!(f, "  runs the daemon's own {name}, told {} bytes", input.len())?,
+        }
+        match &self.identity {
+            Identity::User(user) => writeln!(f, "  as user {}, group {}, groups {:?}", user.uid, user.gid, user.groups)?,
+            Identity::Namespace { uid, gid } => writeln!(f, "  as the daemon's user, seen as {uid}:{gid}")?,
+            Identity::Daemon => writeln!(f, "  as the daemon's user")?,
+        }
+        writeln!(f, "  in {}", self.cwd.display())?;
+        let mut traits = vec![format!("umask {:03o}", self.umask), format!("out-of-memory score {}", self.oom_score)];
+        let Personality { bits_32, linux_26, fixed_addresses } = self.personality;
+        for (is, what) in [(bits_32, "32 bits"), (linux_26, "Linux 2.6"), (fixed_addresses, "fixed addresses")] {
+            if is {
+                traits.push(what.to_owned());
+            }
+        }
+        writeln!(f, "  with {}", traits.join(", "))?;
+        writeln!(f, "environment")?;
+        for (name, value) in &self.env {
+            writeln!(f, "  {name}={}", quoted(value.as_bstr()))?;
+        }
+        writeln!(
+            f,
+            "network: {}",
+            match self.network {
+                Network::Private { loopback: true } => "its own, loopback only",
+                Network::Private { loopback: false } => "its own, nothing up",
+                Network::Host => "the host's",
+            }
+        )?;
+        match &self.root {
+            Root::Host => writeln!(f, "root: the host's")?,
+            Root::Private { dir } => {
+                writeln!(f, "root: {}, seen as /, on {} ({})", dir.display(), self.host_name, self.domain_name)?;
+                for entry in &self.entries {
+                    match entry {
+                        Entry::Dir { path, mode, gid } => {
+                            let group = gid.map(|gid| format!(", group {gid}")).unwrap_or_default();
+                            writeln!(f, "  {}/ (mode {mode:o}{group})", path.display())?;
+                        }
+                        Entry::File { path, contents } => writeln!(f, "  {}: {contents:?}", path.display())?,
+                        Entry::Link { path, target } => writeln!(f, "  {} -> {}", path.display(), target.display())?,
+                    }
+                }
+                writeln!(f, "mounts")?;
+                for mount in &self.mounts {
+                    let target = mount.target().display();
+                    match mount {
+                        Mount::Bind { source, target: to, read_only, lookup } => {
+                            let access = if *read_only { "read-only" } else { "read-write" };
+                            let from = if source == to { String::new() } else { format!(" from {}", source.display()) };
+                            let rights = if *lookup == Lookup::AsBuilder { ", if the builder may read it" } else { "" };
+                            writeln!(f, "  {target} {access}{from}{rights}")?;
+                        }
+                        Mount::Processes { .. } => writeln!(f, "  {target} its own processes")?,
+                        Mount::Memory { .. } => writeln!(f, "  {target} in memory")?,
+                        Mount::Terminals { .. } => writeln!(f, "  {target} its own terminals")?,
+                    }
+                }
+            }
+        }
+        writeln!(f, "outputs")?;
+        for output in &self.outputs {
+            writeln!(f, "  {}", output.display())?;
+        }
+        Ok(())
+    }
+}
+
+/// Text as it is, if it is plain; in quotes, with escapes, otherwise.
+fn quoted(text: &BStr) -> String {
+    let plain = !text.is_empty() && text.iter().all(|byte| byte.is_ascii_graphic());
+    if plain { text.to_string() } else { format!("{text:?}") }
+}
+
+/// Bytes as JSON strings: UTF-8 stays readable, a backslash and any other byte become `\xHH`.
+mod text {
+    use super::{BString, PathBuf};
+    use serde::de::{Deserialize as _, Deserializer};
+    use serde::ser::{Serialize as _, Serializer};
+    use std::ffi::OsString;
+    use std::fmt::Write as _;
+    use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+
+    pub(super) trait Text {
+        fn bytes(&self) -> &[u8];
+        fn of(bytes: Vec<u8>) -> Self;
+    }
+
+    impl Text for BString {
+        fn bytes(&self) -> &[u8] {
+            self
+        }
+        fn of(bytes: Vec<u8>) -> Self {
+            bytes.into()
+        }
+    }
+
+    impl Text for Vec<u8> {
+        fn bytes(&self) -> &[u8] {
+            self
+        }
+        fn of(bytes: Vec<u8>) -> Self {
+            bytes
+        }
+    }
+
+    impl Text for PathBuf {
+        fn bytes(&self) -> &[u8] {
+            self.as_os_str().as_bytes()
+        }
+        fn of(bytes: Vec<u8>) -> Self {
+            OsString::from_vec(bytes).into()
+        }
+    }
+
+    fn escape(bytes: &[u8]) -> String {
+        let mut text = String::with_capacity(bytes.len());
+        for chunk in bytes.utf8_chunks() {
+            for char in chunk.valid().chars() {
+                match char {
+                    '\\' => text.push_str("\\x5c"),
+                    char => text.push(char),
+                }
+            }
+            for byte in chunk.invalid() {
+                let _ = write!(text, "\\x{byte:02x}");
+            }
+        }
+        text
+    }
+
+    fn unescape(text: &str) -> Option<Vec<u8>> {
+        let mut parts = text.split('\\');
+        let mut bytes = parts.next()?.as_bytes().to_owned();
+        for part in parts {
+            let digits = part.strip_prefix('x')?;
+            bytes.push(u8::from_str_radix(digits.get(..2)?, 16).ok()?);
+            bytes.extend_from_slice(digits.get(2..)?.as_bytes());
+        }
+        Some(bytes)
+    }
+
+    fn read<E: serde::de::Error, T: Text>(text: &str) -> Result<T, E> {
+        unescape(text).map(T::of).ok_or_else(|| E::custom("a backslash without its byte"))
+    }
+
+    pub(super) fn serialize<T: Text, S: Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
+        escape(value.bytes()).serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, T: Text, D: Deserializer<'de>>(deserializer: D) -> Result<T, D::Error> {
+        read(&String::deserialize(deserializer)?)
+    }
+
+    pub(super) mod option {
+        use super::*;
+
+        pub(in super::super) fn serialize<T: Text, S: Serializer>(value: &Option<T>, serializer: S) -> Result<S::Ok, S::Error> {
+            value.as_ref().map(|value| escape(value.bytes())).serialize(serializer)
+        }
+
+        pub(in super::super) fn deserialize<'de, T: Text, D: Deserializer<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+            Option::<String>::deserialize(deserializer)?.as_deref().map(read).transpose()
+        }
+    }
+
+    pub(super) mod list {
+        use super::*;
+
+        pub(in super::super) fn serialize<T: Text, S: Serializer>(values: &[T], serializer: S) -> Result<S::Ok, S::Error> {
+            serializer.collect_seq(values.iter().map(|value| escape(value.bytes())))
+        }
+
+        pub(in super::super) fn deserialize<'de, T: Text, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<T>, D::Error> {
+            Vec::<String>::deserialize(deserializer)?.iter().map(|text| read(text)).collect()
+        }
+    }
+
+    pub(super) mod pairs {
+        use super::*;
+
+        pub(in super::super) fn serialize<T: Text, S: Serializer>(values: &[(T, T)], serializer: S) -> Result<S::Ok, S::Error> {
+            serializer.collect_seq(values.iter().map(|(name, value)| (escape(name.bytes()), escape(value.bytes()))))
+        }
+
+        pub(in super::super) fn deserialize<'de, T: Text, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<(T, T)>, D::Error> {
+            let pairs = Vec::<(String, String)>::deserialize(deserializer)?;
+            pairs.iter().map(|(name, value)| Ok((read::<D::Error, T>(name)?, read::<D::Error, T>(value)?))).collect()
+        }
+    }
+}

@@ -1,0 +1,731 @@
+//! The process that starts all builders.
+//!
+//! [`SpawnerHandle::start`] forks it before the daemon has a second thread, so no process with several threads ever forks. It is process 1 of a
+//! PID namespace: when it ends, the kernel kills whatever runs in it. It ends when its socket does, and that ends with the daemon, however the
+//! daemon ends. Where PID namespaces are not to be had, neither as root nor in a user namespace, it is an ordinary process that adopts orphans and
+//! kills what it can find; see [`Isolation`].
+//!
+//! Over a `SOCK_SEQPACKET` pair go [`Request`]s, with the plan in a file in memory, and [`Report`]s. The spawner itself only clones, waits and
+//! passes on; all that can block or fail is done by the new process ([`super::linux`]), which reports over a pipe:
+//! `S` (the surroundings are made), `F` and a [`Failure`], `X` and an [`ExitStatus`].
+//!
+//! A second, even smaller process, the *killer*, stays in the host's PID namespace and kills all processes of a build user on demand, as upstream
+//! does before and after each build: those of an earlier daemon are not in the spawner's namespace.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::future::Future;
+use std::io::{self, IoSlice, IoSliceMut, Read as _, Seek as _, Write as _};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError, Weak};
+
+use nix::cmsg_space;
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::prctl;
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr, recvmsg, sendmsg, shutdown,
+    socketpair,
+};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{Pid, Uid};
+use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
+use tracing::{debug, error};
+
+use super::linux::{self, Wrapping};
+use super::{Builtins, Error, ExitStatus, Plan};
+use crate::sys::{self, Cloned, Namespace};
+
+/// The longest message over the socket, in bytes.
+const MAX_MESSAGE: usize = 16 * 1024;
+/// The most descriptors in a message.
+const MAX_FDS: usize = 4;
+/// The longest report of a new process over its pipe, in bytes.
+const MAX_PIPE: usize = 16 * 1024;
+
+/// From the daemon. The descriptors are those of the plan and of the builder's output.
+#[derive(Debug, Serialize, Deserialize)]
+enum Request {
+    Start { id: u64 },
+    Kill { id: u64 },
+}
+
+/// To the daemon. With `Started` comes a descriptor of the process.
+#[derive(Debug, Serialize, Deserialize)]
+enum Report {
+    Ready { isolation: Isolation },
+    Started { id: u64 },
+    Failed { id: u64, failure: Failure },
+    Ended { id: u64, status: ExitStatus },
+}
+
+/// Why a builder's surroundings could not be made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Failure {
+    pub(super) step: String,
+    pub(super) path: String,
+    /// The system's number for the error, or 0 where there is only `message`.
+    pub(super) errno: i32,
+    pub(super) message: String,
+}
+
+impl Failure {
+    pub(super) fn new(step: &str, path: &std::path::Path, source: &io::Error) -> Failure {
+        let mut path = path.to_string_lossy().into_owned();
+        path.truncate(path.floor_char_boundary(MAX_MESSAGE / 8));
+        Failure { step: step.to_owned(), path, errno: source.raw_os_error().unwrap_or(0), message: source.to_string() }
+    }
+
+    fn into_error(self) -> Error {
+        let source = if self.errno == 0 { io::Error::other(self.message) } else { io::Error::from_raw_os_error(self.errno) };
+        Error::Setup { step: self.step, path: PathBuf::from(self.path), source }
+    }
+}
+
+/// What happens to builders when the daemon dies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Isolation {
+    /// The kernel kills all of them: the spawner is process 1 of a PID namespace.
+    Kernel,
+    /// As above; the daemon has no privileges, and the namespace is one of an ordinary user.
+    KernelUnprivileged,
+    /// The spawner kills those that it finds, and itself must not be killed. Builders with a root of their own cannot be started.
+    BestEffort,
+}
+
+/// The daemon's end of the spawner. Clones are the same spawner; with the last one, all builders end.
+#[derive(Clone, Debug)]
+pub struct SpawnerHandle(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    socket: OwnedFd,
+    isolation: Isolation,
+    pid: i32,
+    killer: Option<Mutex<OwnedFd>>,
+    killer_pid: Option<i32>,
+    next: AtomicU64,
+    waiting: Arc<Mutex<Waiting>>,
+    reader: Once,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    /// Nobody will answer any more.
+    gone: bool,
+    builds: HashMap<u64, Waiter>,
+}
+
+#[derive(Debug)]
+struct Waiter {
+    started: Option<oneshot::Sender<Result<OwnedFd, Error>>>,
+    ended: oneshot::Sender<ExitStatus>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl SpawnerHandle {
+    /// Forks the spawner, and as root the killer. To be called while the process has one thread and no open file that builders must not have
+    /// kept open: the new processes close what they inherit, but see it for a moment. `builtins` finds the builders inside the daemon.
+    ///
+    /// # Errors
+    /// There are several threads, or the system refuses a process.
+    pub fn start(builtins: Builtins) -> Result<SpawnerHandle, Error> {
+        let failed = |doing: &'static str| move |source: io::Error| Error::Spawner { doing, source };
+        let root = Uid::effective().is_root();
+        let killer = if root { Some(start_killer().map_err(failed("starting the killer"))?) } else { None };
+        let mut last = None;
+        for isolation in [Isolation::Kernel, Isolation::KernelUnprivileged, Isolation::BestEffort] {
+            match start_spawner(isolation, builtins) {
+                Ok((socket, pid)) => {
+                    let (killer_pid, killer) = killer.map(|(pid, socket)| (pid, Mutex::new(socket))).unzip();
+                    return Ok(SpawnerHandle(Arc::new(Inner {
+                        socket,
+                        isolation,
+                        pid,
+                        killer,
+                        killer_pid,
+                        next: AtomicU64::new(0),
+                        waiting: Arc::default(),
+                        reader: Once::new(),
+                    })));
+                }
+                Err(error) => last = Some(error),
+            }
+        }
+        Err(failed("starting the spawner")(last.unwrap_or_else(|| io::ErrorKind::Unsupported.into())))
+    }
+
+    /// What happens to builders when the daemon dies.
+    #[must_use]
+    pub fn isolation(&self) -> Isolation {
+        self.0.isolation
+    }
+
+    /// The spawner's process number.
+    #[must_use]
+    pub fn pid(&self) -> i32 {
+        self.0.pid
+    }
+
+    /// Starts a builder; see [`super::Sandbox::start`].
+    pub fn start_builder(&self, plan: &Plan, output: OwnedFd) -> impl Future<Output = Result<Running, Error>> + Send + use<> {
+        let begun = self.begin(plan, &output);
+        drop(output);
+        async move {
+            let (guard, started, ended) = begun?;
+            let process = started.await.map_err(|_| Error::Gone)??;
+            let pid = host_pid(process.as_fd());
+            Ok(Running { guard, ended, pid, status: None })
+        }
+    }
+
+    fn begin(&self, plan: &Plan, output: &OwnedFd) -> Result<Begun, Error> {
+        let failed = |source: io::Error| Error::Spawner { doing: "asking the spawner for a builder", source };
+        self.listen();
+        let plan = plan_file(plan).map_err(failed)?;
+        let id = self.0.next.fetch_add(1, Ordering::Relaxed);
+        let (started, has_started) = oneshot::channel();
+        let (ended, has_ended) = oneshot::channel();
+        {
+            let mut waiting = lock(&self.0.waiting);
+            if waiting.gone {
+                return Err(Error::Gone);
+            }
+            waiting.builds.insert(id, Waiter { started: Some(started), ended });
+        }
+        let guard = KillGuard { id, spawner: self.clone() };
+        send(self.0.socket.as_fd(), &Request::Start { id }, &[plan.as_fd(), output.as_fd()]).map_err(failed)?;
+        Ok((guard, has_started, has_ended))
+    }
+
+    /// Kills all processes of a user, wherever they run, and returns when that is done. This blocks, though not for long.
+    ///
+    /// # Errors
+    /// The user is root or the daemon's, the daemon is not root, or the system refuses.
+    pub fn kill_user(&self, uid: u32) -> io::Result<()> {
+        if uid == 0 || uid == Uid::effective().as_raw() {
+            return Err(io::Error::other("not a build user"));
+        }
+        let Some(killer) = &self.0.killer else { return Err(io::ErrorKind::PermissionDenied.into()) };
+        let turn = lock(killer);
+        let mut socket = File::from(turn.try_clone()?);
+        socket.write_all(&uid.to_le_bytes())?;
+        let mut answer = [0; 4];
+        socket.read_exact(&mut answer)?;
+        match i32::from_le_bytes(answer) {
+            0 => Ok(()),
+            errno => Err(io::Error::from_raw_os_error(errno)),
+        }
+    }
+
+    /// Starts the thread that reads reports. It is not started with the spawner, so that there is still one thread when that returns.
+    fn listen(&self) {
+        self.0.reader.call_once(|| {
+            let waiting = Arc::downgrade(&self.0.waiting);
+            let pid = self.0.pid;
+            let thread = self.0.socket.try_clone().and_then(|socket| {
+                std::thread::Builder::new().name("spawner".to_owned()).spawn(move || {
+                    read_reports(&socket, &waiting);
+                    let _ = waitpid(Pid::from_raw(pid), None);
+                })
+            });
+            if let Err(error) = thread {
+                error!(%error, "cannot listen to the spawner");
+                lock(&self.0.waiting).gone = true;
+            }
+        });
+    }
+}
+
+type Begun = (KillGuard, oneshot::Receiver<Result<OwnedFd, Error>>, oneshot::Receiver<ExitStatus>);
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // The reader's copy of the socket sees this too, and so does the spawner, which then ends.
+        let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
+        if !self.reader.is_completed() {
+            let _ = waitpid(Pid::from_raw(self.pid), None);
+        }
+        if let (Some(killer), Some(pid)) = (&self.killer, self.killer_pid) {
+            let _ = shutdown(lock(killer).as_raw_fd(), Shutdown::Both);
+            let _ = waitpid(Pid::from_raw(pid), None);
+        }
+    }
+}
+
+/// A builder that runs. Dropping it kills the builder and all its processes.
+#[derive(Debug)]
+pub struct Running {
+    guard: KillGuard,
+    ended: oneshot::Receiver<ExitStatus>,
+    pid: i32,
+    status: Option<ExitStatus>,
+}
+
+impl Running {
+    /// Its process number in the daemon's PID namespace; 0 if there is no `/proc`.
+    #[must_use]
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Kills it with all its processes. [`wait`](Self::wait) tells when that is done.
+    pub fn kill(&self) {
+        self.guard.kill();
+    }
+
+    /// Waits for its end. Inside a PID namespace all its processes have ended then, not only its first. May be cancelled and called again.
+    ///
+    /// # Errors
+    /// The spawner is gone, and with it the builder.
+    pub async fn wait(&mut self) -> Result<ExitStatus, Error> {
+        if let Some(status) = self.status {
+            return Ok(status);
+        }
+        let status = (&mut self.ended).await.map_err(|_| Error::Gone)?;
+        self.status = Some(status);
+        Ok(status)
+    }
+}
+
+/// Kills a builder when dropped; the spawner does not mind if it has ended.
+#[derive(Debug)]
+struct KillGuard {
+    id: u64,
+    spawner: SpawnerHandle,
+}
+
+impl KillGuard {
+    fn kill(&self) {
+        if lock(&self.spawner.0.waiting).builds.contains_key(&self.id)
+            && let Err(error) = send(self.spawner.0.socket.as_fd(), &Request::Kill { id: self.id }, &[])
+        {
+            debug!(%error, "the spawner does not listen");
+        }
+    }
+}
+
+impl Drop for KillGuard {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn plan_file(plan: &Plan) -> io::Result<File> {
+    let mut file = File::from(memfd_create("plan", MFdFlags::MFD_CLOEXEC)?);
+    let mut writer = io::BufWriter::new(&mut file);
+    serde_json::to_writer(&mut writer, plan)?;
+    writer.flush()?;
+    drop(writer);
+    file.rewind()?;
+    Ok(file)
+}
+
+/// The number of a process in the namespace of the mounted `/proc`.
+fn host_pid(process: BorrowedFd<'_>) -> i32 {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", process.as_raw_fd())).unwrap_or_default();
+    let number = info.lines().find_map(|line| line.strip_prefix("Pid:")).and_then(|number| number.trim().parse().ok());
+    number.filter(|number| *number > 0).unwrap_or(0)
+}
+
+fn read_reports(socket: &OwnedFd, waiting: &Weak<Mutex<Waiting>>) {
+    loop {
+        let report = receive::<Report>(socket.as_fd());
+        let Some(waiting) = waiting.upgrade() else { return };
+        let mut waiting = lock(&waiting);
+        match report {
+            Ok(Some((Report::Ready { .. }, _))) => {}
+            Ok(Some((Report::Started { id }, mut fds))) => {
+                if let Some(waiter) = waiting.builds.get_mut(&id)
+                    && let (Some(started), Some(process)) = (waiter.started.take(), fds.pop())
+                {
+                    let _ = started.send(Ok(process));
+                }
+            }
+            Ok(Some((Report::Failed { id, failure }, _))) => {
+                if let Some(Waiter { started: Some(started), .. }) = waiting.builds.remove(&id) {
+                    let _ = started.send(Err(failure.into_error()));
+                }
+            }
+            Ok(Some((Report::Ended { id, status }, _))) => match waiting.builds.remove(&id) {
+                Some(Waiter { started: Some(started), .. }) => drop(started.send(Err(Error::Ended { status }))),
+                Some(Waiter { ended, .. }) => drop(ended.send(status)),
+                None => {}
+            },
+            Ok(None) | Err(_) => {
+                // Dropping the senders wakes everybody that waits.
+                waiting.gone = true;
+                waiting.builds.clear();
+                return;
+            }
+        }
+    }
+}
+
+/// Sends one message with descriptors.
+fn send(socket: BorrowedFd<'_>, message: &impl Serialize, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let bytes = serde_json::to_vec(message)?;
+    let fds: Vec<_> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+    let rights = [ControlMessage::ScmRights(&fds)];
+    let control: &[ControlMessage<'_>] = if fds.is_empty() { &[] } else { &rights };
+    loop {
+        match sendmsg::<UnixAddr>(socket.as_raw_fd(), &[IoSlice::new(&bytes)], control, MsgFlags::MSG_NOSIGNAL, None) {
+            Err(Errno::EINTR) => {}
+            result => return result.map(drop).map_err(io::Error::from),
+        }
+    }
+}
+
+/// Receives one message with its descriptors; `None` at the end.
+fn receive<T: for<'de> Deserialize<'de>>(socket: BorrowedFd<'_>) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
+    let mut bytes = vec![0; MAX_MESSAGE];
+    let mut space = cmsg_space!([std::os::fd::RawFd; MAX_FDS]);
+    let (length, fds) = loop {
+        let mut slices = [IoSliceMut::new(&mut bytes)];
+        match recvmsg::<UnixAddr>(socket.as_raw_fd(), &mut slices, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC) {
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+            Ok(message) => {
+                let mut fds = Vec::new();
+                for control in message.cmsgs()? {
+                    if let ControlMessageOwned::ScmRights(received) = control {
+                        fds.extend(received.into_iter().map(sys::adopt_fd));
+                    }
+                }
+                break (message.bytes, fds);
+            }
+        }
+    };
+    if length == 0 {
+        return Ok(None);
+    }
+    Ok(Some((serde_json::from_slice(bytes.get(..length).unwrap_or_default())?, fds)))
+}
+
+fn packet_pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?)
+}
+
+/// Makes a freshly forked process one that holds nothing of the daemon's but `socket` and standard error, and that no terminal signals.
+fn detach(name: &std::ffi::CStr, socket: &OwnedFd) -> io::Result<()> {
+    let null = File::options().read(true).write(true).open("/dev/null")?;
+    nix::unistd::dup2_stdin(&null)?;
+    nix::unistd::dup2_stdout(&null)?;
+    drop(null);
+    sys::close_all_but(socket.as_fd())?;
+    let _ = nix::unistd::setsid();
+    std::env::set_current_dir("/")?;
+    let _ = prctl::set_name(name);
+    sys::reset_signals()?;
+    sys::ignore_signals(&[libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGPIPE, libc::SIGUSR1, libc::SIGUSR2]);
+    Ok(())
+}
+
+/// Forks the killer.
+fn start_killer() -> io::Result<(i32, OwnedFd)> {
+    let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)?;
+    match sys::clone_process(&[])? {
+        Cloned::Parent(pid, _) => Ok((pid, ours)),
+        Cloned::Child => {
+            let _ = prctl::set_pdeathsig(Signal::SIGKILL);
+            if detach(c"fruixd-killer", &theirs).is_ok() {
+                kill_users(&mut File::from(theirs));
+            }
+            sys::exit_now(0)
+        }
+    }
+}
+
+/// The killer's life: takes a user, kills its processes, answers with an error number or 0.
+fn kill_users(socket: &mut File) {
+    let mut uid = [0; 4];
+    while socket.read_exact(&mut uid).is_ok() {
+        let errno = match kill_all_of(Uid::from_raw(u32::from_le_bytes(uid))) {
+            Ok(()) => 0,
+            Err(errno) => errno as i32,
+        };
+        if socket.write_all(&errno.to_le_bytes()).is_err() {
+            return;
+        }
+    }
+}
+
+/// Kills all processes of a user: a process that has become that user may signal all others of it at once, and only them.
+fn kill_all_of(uid: Uid) -> Result<(), Errno> {
+    if uid.is_root() {
+        return Err(Errno::EPERM);
+    }
+    match sys::clone_process(&[]).map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))? {
+        Cloned::Parent(pid, _) => loop {
+            match waitpid(Pid::from_raw(pid), None) {
+                Err(Errno::EINTR) => {}
+                Ok(WaitStatus::Exited(_, code)) => return if code == 0 { Ok(()) } else { Err(Errno::from_raw(code)) },
+                // A process of that user has killed it.
+                Ok(_) => return kill_all_of(uid),
+                Err(errno) => return Err(errno),
+            }
+        },
+        Cloned::Child => {
+            let result = nix::unistd::setresuid(uid, uid, uid).and_then(|()| {
+                loop {
+                    match nix::sys::signal::kill(Pid::from_raw(-1), Signal::SIGKILL) {
+                        Err(Errno::EINTR) => {}
+                        Err(Errno::ESRCH) | Ok(()) => return Ok(()),
+                        Err(errno) => return Err(errno),
+                    }
+                }
+            });
+            sys::exit_now(result.err().map_or(0, |errno| errno as i32))
+        }
+    }
+}
+
+/// Forks the spawner and waits until it is ready.
+fn start_spawner(isolation: Isolation, builtins: Builtins) -> io::Result<(OwnedFd, i32)> {
+    let namespaces: &[Namespace] = match isolation {
+        Isolation::Kernel => &[Namespace::Processes],
+        Isolation::KernelUnprivileged => &[Namespace::Users, Namespace::Processes],
+        Isolation::BestEffort => &[],
+    };
+    let (ours, theirs) = packet_pair()?;
+    let (uid, gid) = (Uid::effective(), nix::unistd::getegid());
+    match sys::clone_process(namespaces)? {
+        Cloned::Parent(pid, _) => {
+            drop(theirs);
+            match receive::<Report>(ours.as_fd()) {
+                Ok(Some((Report::Ready { .. }, _))) => Ok((ours, pid)),
+                other => {
+                    let _ = waitpid(Pid::from_raw(pid), None);
+                    Err(other.err().unwrap_or_else(|| io::ErrorKind::PermissionDenied.into()))
+                }
+            }
+        }
+        Cloned::Child => {
+            let result = (|| {
+                if isolation == Isolation::KernelUnprivileged {
+                    linux::map_ids((uid.as_raw(), uid.as_raw()), (gid.as_raw(), gid.as_raw()))?;
+                }
+                if isolation == Isolation::BestEffort {
+                    prctl::set_child_subreaper(true)?;
+                } else {
+                    // End-of-file says the same; this holds even if the spawner hangs.
+                    prctl::set_pdeathsig(Signal::SIGKILL)?;
+                }
+                detach(c"fruixd-spawner", &theirs)?;
+                Spawner::new(theirs, isolation, builtins)?.serve()
+            })();
+            sys::exit_now(i32::from(result.is_err()))
+        }
+    }
+}
+
+/// The spawner's own side.
+struct Spawner {
+    socket: OwnedFd,
+    isolation: Isolation,
+    wrapping: Wrapping,
+    builtins: Builtins,
+    child_ended: SignalFd,
+    builds: HashMap<u64, Build>,
+}
+
+/// A builder, as the spawner knows it.
+struct Build {
+    pid: Pid,
+    process: OwnedFd,
+    /// Its process is one that adopts the builder's orphans, and the builder a child of it.
+    adopting: bool,
+    pipe: File,
+    /// What has come over the pipe and not been understood yet.
+    heard: Vec<u8>,
+    started: bool,
+    failure: Option<Failure>,
+    /// What a wrapping process says of the builder.
+    status: Option<ExitStatus>,
+}
+
+impl Spawner {
+    fn new(socket: OwnedFd, isolation: Isolation, builtins: Builtins) -> io::Result<Spawner> {
+        let mut mask = SigSet::empty();
+        mask.add(Signal::SIGCHLD);
+        sigprocmask(SigmaskHow::SIG_BLOCK, Some(&mask), None)?;
+        let child_ended = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+        let wrapping = Wrapping::possible(isolation)?;
+        send(socket.as_fd(), &Report::Ready { isolation }, &[])?;
+        Ok(Spawner { socket, isolation, wrapping, builtins, child_ended, builds: HashMap::new() })
+    }
+
+    /// Serves until the daemon is gone.
+    fn serve(mut self) -> io::Result<()> {
+        loop {
+            let ids: Vec<u64> = self.builds.keys().copied().collect();
+            let mut polled =
+                vec![PollFd::new(self.socket.as_fd(), PollFlags::POLLIN), PollFd::new(self.child_ended.as_fd(), PollFlags::POLLIN)];
+            let open: Vec<u64> = ids.into_iter().filter(|id| self.builds.get(id).is_some_and(Build::setting_up)).collect();
+            polled.extend(open.iter().filter_map(|id| self.builds.get(id)).map(|build| PollFd::new(build.pipe.as_fd(), PollFlags::POLLIN)));
+            match poll(&mut polled, PollTimeout::NONE) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+            let ready: Vec<bool> = polled.iter().map(|fd| fd.any().unwrap_or(true)).collect();
+            for (id, ready) in open.iter().zip(ready.iter().skip(2)) {
+                if *ready {
+                    self.hear(*id)?;
+                }
+            }
+            if ready.get(1) == Some(&true) {
+                while let Ok(Some(_)) = self.child_ended.read_signal() {}
+                self.reap()?;
+            }
+            if ready.first() == Some(&true) {
+                match receive::<Request>(self.socket.as_fd()) {
+                    Ok(Some((Request::Start { id }, fds))) => self.start(id, fds)?,
+                    Ok(Some((Request::Kill { id }, _))) => self.kill(id),
+                    Ok(None) | Err(_) => return self.end(),
+                }
+            }
+        }
+    }
+
+    fn start(&mut self, id: u64, fds: Vec<OwnedFd>) -> io::Result<()> {
+        match self.try_start(fds) {
+            Ok(build) => {
+                self.builds.insert(id, build);
+                Ok(())
+            }
+            Err(error) => {
+                let failure = Failure::new("starting the child process", std::path::Path::new(""), &error);
+                send(self.socket.as_fd(), &Report::Failed { id, failure }, &[])
+            }
+        }
+    }
+
+    fn try_start(&self, fds: Vec<OwnedFd>) -> io::Result<Build> {
+        let mut fds = fds.into_iter();
+        let (Some(plan), Some(output)) = (fds.next(), fds.next()) else { return Err(io::ErrorKind::InvalidInput.into()) };
+        let plan: Plan = serde_json::from_reader(io::BufReader::new(File::from(plan)))?;
+        if plan.root != super::plan::Root::Host && self.isolation == Isolation::BestEffort {
+            return Err(io::Error::other("namespaces are not available here (for the daemon's user); try --disable-chroot"));
+        }
+        let (ours, theirs) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
+        let ids = (Uid::effective().as_raw(), nix::unistd::getegid().as_raw());
+        match sys::clone_process(&linux::namespaces(&plan, self.wrapping))? {
+            Cloned::Parent(pid, process) => Ok(Build {
+                pid: Pid::from_raw(pid),
+                process,
+                adopting: plan.root == super::plan::Root::Host && self.wrapping == Wrapping::Adopting,
+                pipe: File::from(ours),
+                heard: Vec::new(),
+                started: false,
+                failure: None,
+                status: None,
+            }),
+            Cloned::Child => linux::be_builder(&plan, output, File::from(theirs), ids, self.wrapping, self.builtins),
+        }
+    }
+
+    /// Reads what a new process has to say.
+    fn hear(&mut self, id: u64) -> io::Result<()> {
+        let Some(build) = self.builds.get_mut(&id) else { return Ok(()) };
+        let started = build.started;
+        build.hear();
+        if build.started && !started {
+            send(self.socket.as_fd(), &Report::Started { id }, &[build.process.as_fd()])?;
+        }
+        Ok(())
+    }
+
+    /// Takes note of the processes that have ended, among them those that builders left behind.
+    fn reap(&mut self) -> io::Result<()> {
+        loop {
+            let (pid, status) = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::Exited(pid, code)) => (pid, ExitStatus::Code(code)),
+                Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, ExitStatus::Signal(signal as i32)),
+                Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return Ok(()),
+                Ok(_) | Err(Errno::EINTR) => continue,
+                Err(errno) => return Err(errno.into()),
+            };
+            let Some(id) = self.builds.iter().find(|(_, build)| build.pid == pid).map(|(id, _)| *id) else { continue };
+            self.hear(id)?;
+            let Some(build) = self.builds.remove(&id) else { continue };
+            let report = match build.failure {
+                Some(failure) if !build.started => Report::Failed { id, failure },
+                _ => Report::Ended { id, status: build.status.unwrap_or(status) },
+            };
+            send(self.socket.as_fd(), &report, &[])?;
+        }
+    }
+
+    fn kill(&self, id: u64) {
+        let Some(build) = self.builds.get(&id) else { return };
+        // A process that adopts what the builder leaves behind has to stay until it has killed it all.
+        if build.adopting && linux::kill_descendants(build.pid) {
+            return;
+        }
+        let _ = sys::pidfd_signal(build.process.as_fd(), libc::SIGKILL);
+    }
+
+    /// The daemon is gone. For process 1 of a namespace, ending is enough.
+    fn end(self) -> io::Result<()> {
+        if self.isolation == Isolation::BestEffort {
+            for build in self.builds.values() {
+                linux::kill_descendants(build.pid);
+                let _ = sys::pidfd_signal(build.process.as_fd(), libc::SIGKILL);
+            }
+            while linux::kill_descendants(Pid::this()) {
+                while let Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {}
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Build {
+    fn setting_up(&self) -> bool {
+        !self.started && self.failure.is_none()
+    }
+
+    fn hear(&mut self) {
+        let mut buffer = [0; 4096];
+        while let Ok(length @ 1..) = self.pipe.read(&mut buffer) {
+            self.heard.extend_from_slice(buffer.get(..length).unwrap_or_default());
+            if self.heard.len() > MAX_PIPE {
+                break;
+            }
+        }
+        self.understand();
+    }
+
+    /// `S`, or `F` with the rest of it, or `X` with the rest of it.
+    fn understand(&mut self) {
+        while let Some((kind, rest)) = self.heard.split_first() {
+            let rest = rest.to_vec();
+            match kind {
+                b'S' => self.started = true,
+                b'F' => {
+                    if let Ok(failure) = serde_json::from_slice(&rest) {
+                        self.failure = Some(failure);
+                    }
+                    return;
+                }
+                _ => {
+                    if let Ok(status) = serde_json::from_slice(&rest) {
+                        self.status = Some(status);
+                    }
+                    return;
+                }
+            }
+            self.heard = rest;
+        }
+    }
+}
