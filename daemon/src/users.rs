@@ -154,7 +154,11 @@ impl UserPool {
             let look_up = |source: io::Error| Error::LookUp { name: name.clone(), source };
             let c_name = std::ffi::CString::new(name.as_str()).map_err(|error| look_up(error.into()))?;
             let groups = getgrouplist(&c_name, user.gid).map_err(|errno| look_up(errno.into()))?;
-            let ids = UserIds { uid, gid: group.gid.as_raw(), groups: groups.into_iter().map(|gid| gid.as_raw()).collect() };
+            // Some C libraries name the primary group twice, when the group's own list of members has the user as well.
+            let mut groups: Vec<u32> = groups.into_iter().map(|gid| gid.as_raw()).collect();
+            let mut seen = BTreeSet::new();
+            groups.retain(|gid| seen.insert(*gid));
+            let ids = UserIds { uid, gid: group.gid.as_raw(), groups };
             taken.announce = true;
             return Ok(Some(BuildUser { ids, name: name.clone(), _lock: lock, taken }));
         }
