@@ -8,8 +8,12 @@
 #
 # `peek.scm` runs it through whatever daemon GUIX_DAEMON_SOCKET names, with an unmodified client; `peek-run.sh` compares.
 bb=$busybox
+host_root=; [ -d /usr ] && host_root=yes  # --disable-chroot: most of what shows is no affair of the daemon
 mask() { # values that differ from one build to the next
     "$bb" sed -E 's/(pipe|socket|anon_inode):\[[0-9]+\]/\1:[N]/g'
+}
+mask_processes() { # in a sandbox the numbers are always the same; outside, each daemon and each build has others
+    if [ $host_root ]; then "$bb" sed -E '/^(PPid|NS[a-z]+:|pid|pgrp)/s/[0-9]+/N/; s/(parent|session|sid:\t) ?[0-9]+/\1 N/'; else "$bb" cat; fi
 }
 section() { echo "== $1"; }
 attempt() { # what: command... ; says only whether it went, and why not
@@ -31,14 +35,16 @@ while read -r line; do
         Umask|State|Ngid|PPid|TracerPid|Uid|Gid|FDSize|Groups|NStgid|NSpid|NSpgid|NSsid|Threads|Sig[PBIC]*|Shd*|Cap*|NoNewPrivs|Seccomp*|Speculation*|Cpus_allowed_list|Mems_allowed_list|CoreDumping|THP_enabled)
             echo "$line";;
     esac
-done < /proc/$$/status
+done < /proc/$$/status > "$TMPDIR/status"
+mask_processes < "$TMPDIR/status"
+"$bb" rm "$TMPDIR/status"
 section "user namespace"
 "$bb" cat /proc/$$/uid_map /proc/$$/gid_map /proc/$$/setgroups
 section "process"
-echo "pid $$ parent $PPID"
+echo "pid $$ parent $PPID" | mask_processes
 read -r line < /proc/$$/stat
 set -- ${line##*) }
-echo "pgrp $3 session $4 tty $5 tpgid $6 priority ${16} nice ${17} policy ${39}"
+echo "pgrp $3 session $4 tty $5 tpgid $6 priority ${16} nice ${17} policy ${39}" | mask_processes
 for f in personality oom_score_adj coredump_filter loginuid sessionid autogroup; do
     echo "$f: $("$bb" cat /proc/$$/$f 2>&1 | "$bb" sed 's/autogroup-[0-9]*/autogroup-N/')"; done
 echo "umask $(umask)"
@@ -59,12 +65,12 @@ section "names"
 "$bb" uname -a
 "$bb" hostname; "$bb" cat /proc/sys/kernel/hostname /proc/sys/kernel/domainname
 section "mounts: where, options, type, options of the file system"
-# The root of a bind mount and the device are the host's affair. With --disable-chroot all of it is.
-[ -d /usr ] ||
+# The root of a bind mount and the device are the host's affair.
+[ $host_root ] ||
 "$bb" awk '{ i = 7; while ($i != "-") i++; shared = ""; for (j = 7; j < i; j++) shared = shared " " $j;
   super = $(i+3); gsub(/size=[0-9]+k|nr_inodes=[0-9]+/, "SIZE", super);
   print $5, $6 shared, $(i+1), super }' /proc/$$/mountinfo
-[ -d /usr ] || {  # otherwise this is the host's root, and no affair of the daemon
+[ $host_root ] || {
 section "files"
 "$bb" find / -path /proc -prune -o -path "$NIX_STORE" -prune -o -path /dev/pts -prune -o -print | "$bb" sort | while read -r f; do
     t=; [ -L "$f" ] && t=" -> $("$bb" readlink "$f")"
@@ -82,7 +88,7 @@ section "network"
 "$bb" tail -n +3 /proc/net/dev | "$bb" awk '{ print $1 }'
 "$bb" ip addr 2>&1 | "$bb" sed -E 's/link\/ether [0-9a-f:]+/link\/ether MAC/; s/@if[0-9]+//'
 "$bb" cat /proc/net/route /proc/net/if_inet6 2>&1 | "$bb" sed -E 's/ +/ /g'
-echo "unix sockets: $("$bb" tail -n +2 /proc/net/unix | "$bb" wc -l)"
+[ $host_root ] || echo "unix sockets: $("$bb" tail -n +2 /proc/net/unix | "$bb" wc -l)"
 for f in ipv4/ip_unprivileged_port_start ipv4/ping_group_range ipv4/conf/all/route_localnet ipv6/conf/lo/disable_ipv6; do
     echo "$f: $("$bb" cat /proc/sys/net/$f 2>&1)"; done
 attempt "listen and connect on 127.0.0.1" "$bash" -c '"$busybox" timeout 2 "$busybox" nc -l -p 7777 > /dev/null & "$busybox" sleep 0.5; : > /dev/tcp/127.0.0.1/7777'

@@ -710,6 +710,31 @@ fn no_builder_survives(world: &World, role: &str) {
     }
 }
 
+/// Where there is no PID namespace to be had, orphans are still found.
+fn no_builder_survives_without_namespaces(world: &World) {
+    let program = std::env::current_exe().unwrap();
+    for kill_daemon in [true, false] {
+        let mut daemon = Command::new(&program)
+            .env("ROLE", "no-namespaces")
+            .arg("unconfined")
+            .arg(&world.dir)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let output: OwnedFd = daemon.stdout.take().unwrap().into();
+        let mut reader = BufReader::new(fs::File::from(output));
+        read_lines(&mut reader, 2, "ready");
+        if kill_daemon {
+            daemon.kill().unwrap();
+        } else {
+            drop(daemon.stdin.take());
+        }
+        assert_eq!(wait_for_eof(reader.into_inner()), "");
+        assert_eq!(daemon.wait().unwrap().success(), !kill_daemon);
+    }
+}
+
 fn no_builder_survives_the_daemon(world: &World) {
     no_builder_survives(world, "daemon");
 }
@@ -734,13 +759,26 @@ fn play(role: &str) -> i32 {
         println!("{}", if nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_SETLK(&whole)).is_ok() { "free" } else { "taken" });
         return 0;
     }
+    if role == "no-namespaces" {
+        let (uid, gid) = (nix::unistd::geteuid(), nix::unistd::getegid());
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWUSER).unwrap();
+        fs::write("/proc/self/uid_map", format!("{uid} {uid} 1")).unwrap();
+        fs::write("/proc/self/setgroups", "deny").unwrap();
+        fs::write("/proc/self/gid_map", format!("{gid} {gid} 1")).unwrap();
+        for kind in ["pid", "user", "mnt"] {
+            fs::write(format!("/proc/sys/user/max_{kind}_namespaces"), "0").unwrap();
+        }
+    }
     let spawner = SpawnerHandle::start(builtins).unwrap();
     let pid = spawner.pid();
+    if role == "no-namespaces" {
+        assert_eq!(spawner.isolation(), Isolation::BestEffort);
+    }
     let world = World {
         spawner,
         runtime: tokio::runtime::Runtime::new().unwrap(),
         dir: PathBuf::from(&args[2]),
-        root: nix::unistd::geteuid().is_root(),
+        root: nix::unistd::geteuid().is_root() && role != "no-namespaces",
     };
     if role == "drop" {
         drop(world);
@@ -748,6 +786,9 @@ fn play(role: &str) -> i32 {
     }
     let mut site = world.site();
     site.builtin("nasty", b"stay");
+    if role == "no-namespaces" {
+        site.spec.user = None;
+    }
     if args[1] == "unconfined" {
         site.spec.root = None;
         site.spec.build_dir_inside = site.spec.build_dir.clone();
@@ -758,6 +799,11 @@ fn play(role: &str) -> i32 {
     // Only the builders hold it now.
     nix::unistd::dup2_stdout(fs::File::open("/dev/null").unwrap()).unwrap();
     let _ = std::io::stdin().read(&mut [0]);
+    if role == "no-namespaces" {
+        running.kill();
+        let ended = world.runtime.block_on(async { tokio::time::timeout(PATIENCE, running.wait()).await.unwrap() });
+        return i32::from(!matches!(ended, Ok(ExitStatus::Signal(9))));
+    }
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
     let ended = world.runtime.block_on(async { tokio::time::timeout(PATIENCE, running.wait()).await.unwrap() });
     let again = world.runtime.block_on(world.confined().start(&plan, fs::File::open("/dev/null").unwrap().into()));
@@ -812,6 +858,7 @@ fn main() {
         ("an_unconfined_builder_is_its_user", an_unconfined_builder_is_its_user),
         ("all_processes_of_a_user_are_killed", all_processes_of_a_user_are_killed),
         ("build_users_are_shared_by_nobody", build_users_are_shared_by_nobody),
+        ("no_builder_survives_without_namespaces", no_builder_survives_without_namespaces),
         ("no_builder_survives_the_daemon", no_builder_survives_the_daemon),
         ("no_builder_survives_the_spawner", no_builder_survives_the_spawner),
         ("the_end_of_the_last_handle_is_the_end_of_the_spawner", the_end_of_the_last_handle_is_the_end_of_the_spawner),

@@ -13,6 +13,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::panic::AssertUnwindSafe;
 use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
 
 use bstr::{BString, ByteSlice as _};
 use nix::errno::Errno;
@@ -153,6 +154,15 @@ pub(super) fn kill_descendants(ancestor: Pid) -> bool {
     !descendants.is_empty()
 }
 
+/// Kills the descendants of this process, which adopts their orphans, until there are none.
+pub(super) fn kill_all_descendants() {
+    while kill_descendants(Pid::this()) {
+        while let Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {}
+        // They may take a moment to end.
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// A step that failed.
 struct Step {
     what: &'static str,
@@ -168,8 +178,15 @@ fn step<T, E: Into<io::Error>>(what: &'static str, path: impl AsRef<Path>, resul
 }
 
 /// What a process started by the spawner does: becomes the builder of `plan`, with its output on `output`, and reports on `pipe`. `ids` are the
-/// spawner's user and group.
-pub(super) fn be_builder(plan: &Plan, output: OwnedFd, mut pipe: File, ids: (u32, u32), wrapping: Wrapping, builtins: Builtins) -> ! {
+/// spawner's user and group. Returns only on failure.
+pub(super) fn be_builder(
+    plan: &Plan,
+    output: OwnedFd,
+    mut pipe: File,
+    ids: (u32, u32),
+    wrapping: Wrapping,
+    builtins: Builtins,
+) -> io::Result<()> {
     let result = if plan.root == Root::Host {
         wrap(plan, output, &mut pipe, wrapping, builtins)
     } else {
@@ -178,7 +195,7 @@ pub(super) fn be_builder(plan: &Plan, output: OwnedFd, mut pipe: File, ids: (u32
     if let Err(Step { what, path, source }) = result {
         report_failure(&mut pipe, &Failure::new(what, &path, &source));
     }
-    sys::exit_now(CANNOT_RUN)
+    Err(io::ErrorKind::Other.into())
 }
 
 fn report_failure(pipe: &mut File, failure: &Failure) {
@@ -223,8 +240,8 @@ fn wrap(plan: &Plan, output: OwnedFd, pipe: &mut File, wrapping: Wrapping, built
                     break status;
                 }
             };
-            while wrapping == Wrapping::Adopting && kill_descendants(Pid::this()) {
-                while let Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {}
+            if wrapping == Wrapping::Adopting {
+                kill_all_descendants();
             }
             let mut message = b"X".to_vec();
             if serde_json::to_writer(&mut message, &status).is_ok() {

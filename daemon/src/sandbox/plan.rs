@@ -78,8 +78,6 @@ pub struct HostFacts {
     pub terminals: bool,
     /// Which of the files are there that tell programs about the network.
     pub network_files: BTreeSet<PathBuf>,
-    /// The daemon's user and group.
-    pub daemon_ids: (u32, u32),
 }
 
 impl HostFacts {
@@ -90,7 +88,6 @@ impl HostFacts {
             kvm: Path::new("/dev/kvm").exists(),
             terminals: Path::new("/dev/pts/ptmx").exists(),
             network_files: NETWORK_FILES.iter().map(PathBuf::from).filter(|file| file.exists()).collect(),
-            daemon_ids: (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw()),
         }
     }
 }
@@ -667,6 +664,161 @@ mod text {
         pub(in super::super) fn deserialize<'de, T: Text, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<(T, T)>, D::Error> {
             let pairs = Vec::<(String, String)>::deserialize(deserializer)?;
             pairs.iter().map(|(name, value)| Ok((read::<D::Error, T>(name)?, read::<D::Error, T>(value)?))).collect()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn path(digit: char, name: &str) -> StorePath {
+        StorePath::from_base_name(format!("{}-{name}", digit.to_string().repeat(32))).unwrap()
+    }
+
+    fn spec() -> BuildSpec {
+        BuildSpec {
+            drv_name: "hello.drv".to_owned(),
+            store_dir: StoreDir::new("/frx/store"),
+            root: Some("/frx/store/x.drv.chroot/top".into()),
+            build_dir: "/tmp/guix-build-hello.drv-3/top".into(),
+            build_dir_inside: "/tmp/guix-build-hello.drv-0".into(),
+            inputs: BTreeSet::from([path('1', "bash"), path('2', "source")]),
+            outputs: vec![path('0', "hello")],
+            extra_dirs: vec![("/opt".into(), "/frx/store/kept".into()), ("/bin/sh".into(), "/bin/dash".into())],
+            host_files: Vec::new(),
+            program: Program::Exec { path: "/frx/store/bash".into(), args: vec!["bash".into(), "-c".into(), "exit 1".into()] },
+            env: BTreeMap::from([("out".into(), "/frx/store/hello".into()), ("EMPTY".into(), "".into()), ("b".into(), "\n".into())]),
+            fixed_output: false,
+            user: Some(UserIds { uid: 1000, gid: 999, groups: vec![999, 36] }),
+            platform: "i686-linux".to_owned(),
+            system: "x86_64-linux".to_owned(),
+            impersonate_linux_26: true,
+            isolate_host_loopback: false,
+        }
+    }
+
+    fn host() -> HostFacts {
+        HostFacts { kvm: true, terminals: true, network_files: BTreeSet::from(["/etc/hosts".into(), "/etc/resolv.conf".into()]) }
+    }
+
+    /// As measured with guix-daemon 1.5.0, in the order of its mounts.
+    #[test]
+    fn an_ordinary_builder() {
+        let plan = Plan::confined(&spec(), &host()).unwrap();
+        let expected = "\
+builder of hello.drv
+  runs /frx/store/bash
+    argument 0: bash
+    argument 1: -c
+    argument 2: \"exit 1\"
+  as user 1000, group 999, groups [999, 36]
+  in /tmp/guix-build-hello.drv-0
+  with umask 022, out-of-memory score 1000, 32 bits, Linux 2.6, fixed addresses
+environment
+  EMPTY=\"\"
+  b=\"\\n\"
+  out=/frx/store/hello
+network: its own, loopback only
+root: /frx/store/x.drv.chroot/top, seen as /, on localhost ((none))
+  /tmp/ (mode 1777)
+  /etc/ (mode 755)
+  /etc/passwd: \"nixbld:x:1000:999:Nix build user:/:/noshell\\nnobody:x:65534:65534:Nobody:/:/noshell\\n\"
+  /etc/group: \"nixbld:!:999:\\n\"
+  /etc/hosts: \"127.0.0.1 localhost\\n::1 localhost\\n\"
+  /frx/store/ (mode 1775, group 999)
+  /dev/shm/ (mode 755)
+  /dev/pts/ (mode 755)
+  /dev/fd -> /proc/self/fd
+  /dev/stdin -> /proc/self/fd/0
+  /dev/stdout -> /proc/self/fd/1
+  /dev/stderr -> /proc/self/fd/2
+mounts
+  /bin/sh read-write from /bin/dash
+  /dev/full read-write
+  /dev/kvm read-write
+  /dev/null read-write
+  /dev/random read-write
+  /dev/tty read-write
+  /dev/urandom read-write
+  /dev/zero read-write
+  /frx/store/11111111111111111111111111111111-bash read-only
+  /frx/store/22222222222222222222222222222222-source read-only
+  /opt read-only from /frx/store/kept
+  /tmp/guix-build-hello.drv-0 read-write from /tmp/guix-build-hello.drv-3/top
+  /proc its own processes
+  /dev/shm in memory
+  /dev/pts its own terminals
+outputs
+  /frx/store/00000000000000000000000000000000-hello
+";
+        assert_eq!(plan.to_string(), expected);
+        let inputs = plan.mounts.iter().filter(|mount| mount.target().starts_with("/frx/store"));
+        assert!(inputs.clone().all(|mount| matches!(mount, Mount::Bind { lookup: Lookup::Strict, read_only: true, .. })));
+        assert_eq!(inputs.count(), 2);
+    }
+
+    #[test]
+    fn a_fixed_output() {
+        let fixed = BuildSpec { fixed_output: true, user: None, ..spec() };
+        let plan = Plan::confined(&fixed, &host()).unwrap();
+        assert_eq!(plan.network, Network::Private { loopback: false });
+        assert_eq!(plan.identity, Identity::Namespace { uid: 30001, gid: 30000 });
+        let bind = |target: &str| plan.mounts.iter().find(|mount| mount.target() == Path::new(target));
+        assert!(matches!(bind("/etc/hosts"), Some(Mount::Bind { read_only: true, lookup: Lookup::Link, .. })));
+        assert!(bind("/etc/services").is_none(), "the host has none");
+        assert!(!plan.entries.iter().any(|entry| matches!(entry, Entry::File { path, .. } if path == Path::new("/etc/hosts"))));
+        assert!(plan.entries.iter().all(|entry| !matches!(entry, Entry::Dir { gid: Some(_), .. })));
+        let isolated = Plan::confined(&BuildSpec { isolate_host_loopback: true, ..fixed.clone() }, &host()).unwrap();
+        assert_eq!(isolated.network, Network::Private { loopback: true });
+        // A builder inside the daemon has the host's network, and files with the builder's rights only.
+        let program = Program::Builtin { name: "download".to_owned(), input: b"{}".to_vec() };
+        let files = vec!["/srv/a".into(), "/srv/../b".into(), "c".into()];
+        let builtin = Plan::confined(&BuildSpec { program, host_files: files, ..fixed }, &host()).unwrap();
+        assert_eq!(builtin.network, Network::Host);
+        let read: Vec<_> = builtin.mounts.iter().filter(|mount| matches!(mount, Mount::Bind { lookup: Lookup::AsBuilder, .. })).collect();
+        assert_eq!(read.iter().map(|mount| mount.target()).collect::<Vec<_>>(), [Path::new("/srv/a")]);
+    }
+
+    #[test]
+    fn what_the_site_adds() {
+        for bad in ["relative", "/a/../../etc"] {
+            let spec = BuildSpec { extra_dirs: vec![(bad.into(), "/srv".into())], ..spec() };
+            assert!(matches!(Plan::confined(&spec, &host()), Err(Error::Directory { .. })), "{bad}");
+        }
+        // With the host's devices there are none of ours.
+        let devices = BuildSpec { extra_dirs: vec![("/dev".into(), "/dev".into())], ..spec() };
+        let plan = Plan::confined(&devices, &host()).unwrap();
+        assert!(!plan.entries.iter().any(|entry| matches!(entry, Entry::Link { .. })));
+        assert!(!plan.mounts.iter().any(|mount| matches!(mount, Mount::Terminals { .. }) || mount.target() == Path::new("/dev/null")));
+        // What is to be built is not shown, even if the site adds it.
+        let output = PathBuf::from("/frx/store/00000000000000000000000000000000-hello");
+        let spec = BuildSpec { extra_dirs: vec![(output.clone(), output.clone())], ..spec() };
+        assert!(!Plan::confined(&spec, &host()).unwrap().mounts.iter().any(|mount| mount.target() == output));
+    }
+
+    #[test]
+    fn no_sandbox() {
+        let spec = BuildSpec { root: None, user: None, ..spec() };
+        let plan = Plan::confined(&spec, &host()).unwrap();
+        assert_eq!(plan, Plan::unconfined(&spec).unwrap());
+        assert_eq!((&plan.root, &plan.identity, plan.network), (&Root::Host, &Identity::Daemon, Network::Host));
+        assert!(plan.mounts.is_empty() && plan.entries.is_empty());
+    }
+
+    proptest! {
+        /// The spawner gets what the daemon planned, whatever bytes are in it.
+        #[test]
+        fn plans_arrive_as_they_are(name in prop::collection::vec(any::<u8>(), 0..20), value in prop::collection::vec(any::<u8>(), 0..40)) {
+            let mut plan = Plan::confined(&spec(), &host()).unwrap();
+            plan.env.push((name.clone().into(), value.clone().into()));
+            plan.program = Program::Exec { path: value.clone().into(), args: vec![name.clone().into(), "\\x5c\\".into()] };
+            let sent = serde_json::to_vec(&plan).unwrap();
+            prop_assert_eq!(&serde_json::from_slice::<Plan>(&sent).unwrap(), &plan);
+            plan.program = Program::Builtin { name: "x".to_owned(), input: value };
+            let sent = serde_json::to_vec(&plan).unwrap();
+            prop_assert_eq!(serde_json::from_slice::<Plan>(&sent).unwrap(), plan);
         }
     }
 }

@@ -204,7 +204,10 @@ impl SpawnerHandle {
             waiting.builds.insert(id, Waiter { started: Some(started), ended });
         }
         let guard = KillGuard { id, spawner: self.clone() };
-        send(self.0.socket.as_fd(), &Request::Start { id }, &[plan.as_fd(), output.as_fd()]).map_err(failed)?;
+        if let Err(error) = send(self.0.socket.as_fd(), &Request::Start { id }, &[plan.as_fd(), output.as_fd()]) {
+            lock(&self.0.waiting).builds.remove(&id);
+            return Err(failed(error));
+        }
         Ok((guard, has_started, has_ended))
     }
 
@@ -431,18 +434,23 @@ fn detach(name: &std::ffi::CStr, socket: &OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
+/// The whole life of a forked process: nothing of the daemon's that is on the stack below may be unwound or dropped there.
+fn live(life: impl FnOnce() -> io::Result<()>) -> ! {
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(life));
+    sys::exit_now(i32::from(!matches!(result, Ok(Ok(())))))
+}
+
 /// Forks the killer.
 fn start_killer() -> io::Result<(i32, OwnedFd)> {
     let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)?;
     match sys::clone_process(&[])? {
         Cloned::Parent(pid, _) => Ok((pid, ours)),
-        Cloned::Child => {
-            let _ = prctl::set_pdeathsig(Signal::SIGKILL);
-            if detach(c"fruixd-killer", &theirs).is_ok() {
-                kill_users(&mut File::from(theirs));
-            }
-            sys::exit_now(0)
-        }
+        Cloned::Child => live(|| {
+            prctl::set_pdeathsig(Signal::SIGKILL)?;
+            detach(c"fruixd-killer", &theirs)?;
+            kill_users(&mut File::from(theirs));
+            Ok(())
+        }),
     }
 }
 
@@ -510,22 +518,19 @@ fn start_spawner(isolation: Isolation, builtins: Builtins) -> io::Result<(OwnedF
                 }
             }
         }
-        Cloned::Child => {
-            let result = (|| {
-                if isolation == Isolation::KernelUnprivileged {
-                    linux::map_ids((uid.as_raw(), uid.as_raw()), (gid.as_raw(), gid.as_raw()))?;
-                }
-                if isolation == Isolation::BestEffort {
-                    prctl::set_child_subreaper(true)?;
-                } else {
-                    // End-of-file says the same; this holds even if the spawner hangs.
-                    prctl::set_pdeathsig(Signal::SIGKILL)?;
-                }
-                detach(c"fruixd-spawner", &theirs)?;
-                Spawner::new(theirs, isolation, builtins)?.serve()
-            })();
-            sys::exit_now(i32::from(result.is_err()))
-        }
+        Cloned::Child => live(|| {
+            if isolation == Isolation::KernelUnprivileged {
+                linux::map_ids((uid.as_raw(), uid.as_raw()), (gid.as_raw(), gid.as_raw()))?;
+            }
+            if isolation == Isolation::BestEffort {
+                prctl::set_child_subreaper(true)?;
+            } else {
+                // End-of-file says the same; this holds even if the spawner hangs.
+                prctl::set_pdeathsig(Signal::SIGKILL)?;
+            }
+            detach(c"fruixd-spawner", &theirs)?;
+            Spawner::new(theirs, isolation, builtins)?.serve()
+        }),
     }
 }
 
@@ -630,7 +635,7 @@ impl Spawner {
                 failure: None,
                 status: None,
             }),
-            Cloned::Child => linux::be_builder(&plan, output, File::from(theirs), ids, self.wrapping, self.builtins),
+            Cloned::Child => live(|| linux::be_builder(&plan, output, File::from(theirs), ids, self.wrapping, self.builtins)),
         }
     }
 
@@ -682,9 +687,7 @@ impl Spawner {
                 linux::kill_descendants(build.pid);
                 let _ = sys::pidfd_signal(build.process.as_fd(), libc::SIGKILL);
             }
-            while linux::kill_descendants(Pid::this()) {
-                while let Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {}
-            }
+            linux::kill_all_descendants();
         }
         Ok(())
     }
