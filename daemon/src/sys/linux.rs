@@ -95,10 +95,15 @@ pub(crate) fn exit_now(status: i32) -> ! {
 
 /// Gives all signals their default action and blocks none.
 pub(crate) fn reset_signals() -> io::Result<()> {
-    for signal in 1..=libc::SIGRTMAX() {
-        // SAFETY: SIG_DFL is a valid action and no handler is installed. For signals whose action cannot be set (KILL, STOP, those that the C
-        // library keeps) the call fails, which is as well.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    /// The kernel's set of signals, in bytes.
+    const SET_SIZE: usize = 8;
+    // An action of the kernel that is all zero, whatever its fields: the default one, no flags, nothing blocked.
+    let default = [0_u64; 8];
+    for signal in 1..=c_long::from(libc::SIGRTMAX()) {
+        // The system call and not the C library's function, which refuses the signals that it keeps for itself but does not mind if they were
+        // inherited as ignored. For KILL and STOP this fails, which is as well.
+        // SAFETY: `default` is larger than any architecture's structure and valid as one; no old action is asked for.
+        unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), std::ptr::null::<u64>(), SET_SIZE) };
     }
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
     Ok(())
