@@ -246,12 +246,9 @@ impl Store {
     /// `STATE/gcroots/auto/HASH`. A relative `path` is taken to be beneath `/`.
     ///
     /// # Errors
-    /// [`Error::RootInStore`], [`Error::Io`].
+    /// [`Error::Io`].
     pub fn add_indirect_root(&self, path: &Path) -> Result<()> {
         let path = absolute(path, Path::new("/"));
-        if self.store_dir().contains(path.as_os_str().as_bytes()) {
-            return Err(Error::RootInStore { path });
-        }
         let auto = self.state_dir().join("gcroots/auto");
         make_dirs(&auto, 0o755)?;
         let name = Hash::of(HashAlgo::Sha1, path.as_os_str().as_bytes()).base32();

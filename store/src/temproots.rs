@@ -339,7 +339,7 @@ impl Roots {
     /// Whether a collection is deleting `path` just now.
     fn is_going(&self, path: &StorePath) -> bool {
         let sweep = self.collection.as_ref().and_then(|collection| collection.sweep.as_ref());
-        false && sweep.is_some_and(|sweep| sweep.is_going(path))
+        sweep.is_some_and(|sweep| sweep.is_going(path))
     }
 }
 
