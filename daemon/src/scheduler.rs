@@ -367,8 +367,7 @@ impl Scheduler {
         for target in targets {
             match target {
                 Target::Derivation(drv, wanted) => {
-                    let goal = self.0.join(&drv, mode, &wanted);
-                    goal.audience.add_listener(requester);
+                    let goal = self.0.join(&drv, mode, &wanted, std::slice::from_ref(requester));
                     goals.push((drv, goal));
                 }
                 Target::Path(path) => {
@@ -427,8 +426,8 @@ pub fn show_paths<'a>(store: &Store, paths: impl IntoIterator<Item = &'a StorePa
 }
 
 impl Inner {
-    /// The goal for `drv`, running; one that is there is shared.
-    fn join(self: &Arc<Inner>, drv: &StorePath, mode: BuildMode, wanted: &Wanted) -> Arc<Goal> {
+    /// The goal for `drv`, running, with `listeners` in its audience; one that is there is shared.
+    fn join(self: &Arc<Inner>, drv: &StorePath, mode: BuildMode, wanted: &Wanted, listeners: &[Arc<Requester>]) -> Arc<Goal> {
         let key = (drv.clone(), mode);
         let mut goals = lock(&self.goals);
         if let Some(goal) = goals.get(&key).and_then(Weak::upgrade) {
@@ -436,10 +435,18 @@ impl Inner {
             if !state.closed {
                 state.widened |= state.wanted.extend(wanted);
                 drop(state);
+                drop(goals);
+                for requester in listeners {
+                    goal.audience.add_listener(requester);
+                }
                 return goal;
             }
         }
         let audience = Audience::wanting(wanted);
+        // Before it runs: it may have something to say at once.
+        for requester in listeners {
+            audience.add_listener(requester);
+        }
         let (sender, receiver) = watch::channel(None);
         let task = tokio::spawn({
             let (inner, audience, key) = (Arc::clone(self), Arc::clone(&audience), key.clone());
@@ -634,7 +641,7 @@ impl Inner {
         }
         let mut waiting = tokio::task::JoinSet::new();
         for (input, outputs) in &drv.input_drvs {
-            let child = self.join(input, mode, &Wanted::Some(outputs.clone()));
+            let child = self.join(input, mode, &Wanted::Some(outputs.clone()), &audience.listeners());
             audience.adopt(Arc::clone(&child));
             waiting.spawn(async move { child.wait().await });
         }
