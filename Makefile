@@ -49,5 +49,6 @@ roots: prepare
 
 main-job: roots
 	./compat-tests/main-job/compare.sh
+	./compat-tests/main-job/peek.sh
 	./compat-tests/main-job/client-1.2.sh
 	./compat-tests/main-job/profile.sh
