@@ -304,6 +304,18 @@ impl Error {
         crate::db::is_busy(source)
     }
 
+    /// Whether this is for lack of space on the disk, or may well be.
+    pub(crate) fn is_full(&self) -> bool {
+        use rusqlite::ErrorCode::{DiskFull, SystemIoFailure};
+        match self {
+            Error::Io { source, .. } => matches!(source.raw_os_error(), Some(nix::libc::ENOSPC | nix::libc::EDQUOT)),
+            Error::Database { source, .. } | Error::OpenDatabase { source, .. } => {
+                matches!(source.sqlite_error_code(), Some(DiskFull | SystemIoFailure))
+            }
+            _ => false,
+        }
+    }
+
     /// The system's error number, when the system was the one to refuse.
     pub fn raw_os_error(&self) -> Option<i32> {
         match self {

@@ -43,8 +43,8 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bstr::ByteSlice;
@@ -559,10 +559,8 @@ impl Store {
                 sweep.keep_node(node);
             }
         }
-        let is_root = |name: &[u8]| {
-            foreign.names.contains(name)
-                || StorePath::from_base_name(name).is_ok_and(|path| needed.contains(&path))
-        };
+        let is_root =
+            |name: &[u8]| foreign.names.contains(name) || StorePath::from_base_name(name).is_ok_and(|path| needed.contains(&path));
         // Temporary root or not, as long as we use it.
         let staging = OsStr::new(self.staging_path().base_name());
         let mut collector = Collector {
@@ -599,9 +597,8 @@ impl Store {
             }
             GcAction::ReturnDead => {
                 collector.say(Verbosity::Error, "determining live/dead paths...");
-                let names = leftovers(names).filter(|name| {
-                    name != "trash" && !is_root(name.as_bytes()) && !self.is_active(name, &foreign, &needed)
-                });
+                let names = leftovers(names)
+                    .filter(|name| name != "trash" && !is_root(name.as_bytes()) && !self.is_active(name, &foreign, &needed));
                 let paths = graph.nodes().filter(|node| sweep.is_dead(*node)).map(|node| graph.name(node).to_vec());
                 return Ok(listed(&mut paths.chain(names.map(OsString::into_vec))));
             }
@@ -847,7 +844,7 @@ impl Collector<'_, '_> {
     /// Deletes the rows of a chunk, for good. On a full disk it makes room first, then tries smaller steps.
     fn delete_rows(&mut self, chunk: &[Item], graph: &Graph) -> Result<Vec<Row>> {
         match self.transaction(chunk, graph) {
-            Err(error) if is_full(&error) => {}
+            Err(error) if error.is_full() => {}
             other => return other,
         }
         if !std::mem::replace(&mut self.gave_reserve, true) {
@@ -856,7 +853,7 @@ impl Collector<'_, '_> {
         self.empty_trash();
         self.truncate_log();
         match self.transaction(chunk, graph) {
-            Err(error) if is_full(&error) && chunk.len() > 1 => {}
+            Err(error) if error.is_full() && chunk.len() > 1 => {}
             other => return other,
         }
         // Row by row, each time giving back the log's space. When one fails, those before it are leftovers, and go next time.
@@ -1015,12 +1012,6 @@ impl Collector<'_, '_> {
             }),
         }
     }
-}
-
-/// Whether a transaction failed for lack of space.
-fn is_full(error: &Error) -> bool {
-    let Error::Database { source, .. } = error else { return false };
-    matches!(source.sqlite_error_code(), Some(ErrorCode::DiskFull | ErrorCode::SystemIoFailure))
 }
 
 /// A connection that writes, each of whose transactions is on the disk before files are touched.

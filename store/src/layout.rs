@@ -6,7 +6,7 @@
 //! STATE/gcroots/     with `profiles`, a symbolic link to STATE/profiles
 //! STATE/profiles/per-user/NAME
 //! STATE/temproots/PID
-//! STATE/{userpool,substitute,daemon-socket}
+//! STATE/{userpool,daemon-socket}
 //! DB/db.sqlite, DB/schema ("7"), DB/reserved, DB/big-lock
 //! ```
 
@@ -65,6 +65,17 @@ impl Store {
     /// [`Error::UnknownItems`] when the store directory is in use with another database, [`Error::SymlinkedStore`],
     /// [`Error::SchemaTooNew`], [`Error::OpenDatabase`], [`Error::BuildGroup`], and [`Error::Io`].
     pub fn open(config: Config) -> Result<Store> {
+        match Self::open_once(config.clone()) {
+            // What is reserved is enough to open it, and to collect garbage, which gives more back.
+            Err(error) if error.is_full() && std::fs::remove_file(config.db_dir.join("reserved")).is_ok() => {
+                tracing::warn!(%error, "opening the store on a full disk, with the reserved space");
+                Self::open_once(Config { reserve_space: 0, ..config })
+            }
+            other => other,
+        }
+    }
+
+    fn open_once(config: Config) -> Result<Store> {
         let store = Path::new(config.store_dir.as_str());
         make_dirs(store, 0o755)?;
         if !config.allow_symlinked_store {
@@ -186,7 +197,7 @@ fn make_state_dirs(config: &Config) -> Result<()> {
     make_dirs(&state.join("temproots"), 0o755)?;
     make_dirs(&config.db_dir, 0o755)?;
     make_dirs(&config.log_dir, 0o755)?;
-    for name in ["userpool", "substitute", "daemon-socket"] {
+    for name in ["userpool", "daemon-socket"] {
         make_dirs(&state.join(name), 0o755)?;
     }
     let gcroots = state.join("gcroots");
@@ -323,7 +334,7 @@ mod tests {
     fn everything_is_where_upstream_has_it() {
         let test = test_store();
         let state = test.root.join("state");
-        for name in ["gcroots", "profiles/per-user", "temproots", "userpool", "substitute", "daemon-socket", "db"] {
+        for name in ["gcroots", "profiles/per-user", "temproots", "userpool", "daemon-socket", "db"] {
             assert!(state.join(name).is_dir(), "{name}");
         }
         assert_eq!(std::fs::read_link(state.join("gcroots/profiles")).unwrap(), state.join("profiles"));

@@ -114,8 +114,8 @@ impl<'a, 'r> Deduplicator<'a, 'r> {
                 Some(Type::File) => self.file(&child_place, Some(dir.as_fd()))?,
                 Some(_) => {}
                 None => {
-                    let stat = lstat_at(dir.as_fd(), &child_place.name)
-                        .map_err(Error::io("getting attributes of path", &child_place.shown))?;
+                    let stat =
+                        lstat_at(dir.as_fd(), &child_place.name).map_err(Error::io("getting attributes of path", &child_place.shown))?;
                     match kind(&stat) {
                         SFlag::S_IFDIR => self.directory(&child_place, depth + 1, cancel)?,
                         SFlag::S_IFREG => self.file(&child_place, Some(dir.as_fd()))?,
@@ -199,7 +199,10 @@ impl<'a, 'r> Deduplicator<'a, 'r> {
                     return Ok(());
                 }
                 Err(error) if is_unsupported(error) => {
-                    self.say(Verbosity::Info, &format!("cannot link `{}' to `{}': {}", shown.display(), shown_link.display(), error.desc()));
+                    self.say(
+                        Verbosity::Info,
+                        &format!("cannot link `{}' to `{}': {}", shown.display(), shown_link.display(), error.desc()),
+                    );
                     return Ok(());
                 }
                 Err(error) => return Err(Error::io("cannot replace by a link", shown)(error)),

@@ -231,8 +231,7 @@ impl Store {
     /// [`Error::Io`], [`Error::Database`]. What is not there or may not be read is passed over, with a message.
     pub fn find_roots(&self, report: &mut Report<'_>) -> Result<Vec<(Vec<u8>, StorePath)>> {
         let state = self.state_dir();
-        let mut search =
-            Search { store: self, auto: state.join("gcroots/auto"), report, found: std::collections::BTreeMap::new() };
+        let mut search = Search { store: self, auto: state.join("gcroots/auto"), report, found: std::collections::BTreeMap::new() };
         search.look(&state.join("gcroots"), 0)?;
         let manifests = state.join("manifests");
         if manifests.symlink_metadata().is_ok() {

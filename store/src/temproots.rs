@@ -137,13 +137,8 @@ impl Table {
     fn of(state_dir: &Path, store_dir: &StoreDir) -> Arc<Table> {
         let state_dir = state_dir.canonicalize().unwrap_or_else(|_| state_dir.to_owned());
         let key = (state_dir.clone(), store_dir.to_string());
-        let make = || Table {
-            state_dir,
-            store_dir: store_dir.clone(),
-            file: Mutex::default(),
-            roots: Mutex::default(),
-            gone: Condvar::new(),
-        };
+        let make =
+            || Table { state_dir, store_dir: store_dir.clone(), file: Mutex::default(), roots: Mutex::default(), gone: Condvar::new() };
         Arc::clone(lock(&TABLES).entry(key).or_insert_with(|| Arc::new(make())))
     }
 
@@ -189,8 +184,8 @@ impl Table {
             }
             let Some(claim) = Claim::take(&path) else { continue };
             let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-            let file = openat(AT_FDCWD, &path, flags, Mode::S_IRUSR | Mode::S_IWUSR)
-                .map_err(Error::io("opening temporary roots file", &path))?;
+            let file =
+                openat(AT_FDCWD, &path, flags, Mode::S_IRUSR | Mode::S_IWUSR).map_err(Error::io("opening temporary roots file", &path))?;
             let file = File::from(file);
             if !set_record_lock(&file, WRITE).map_err(Error::io("locking", &path))? {
                 // Alive, in another PID namespace.
@@ -302,7 +297,9 @@ impl Table {
             *slot = None;
             match self.create() {
                 Ok(file) => *slot = file,
-                Err(error) => tracing::error!(%error, "cannot write temporary roots; another process that collects garbage will not see them"),
+                Err(error) => {
+                    tracing::error!(%error, "cannot write temporary roots; another process that collects garbage will not see them")
+                }
             }
         }
     }

@@ -77,7 +77,8 @@ impl Store {
             existence.check(path, &mut repair)?;
         }
         let mut errors = existence.errors;
-        let there: BTreeSet<StorePath> = existence.done.into_iter().filter_map(|(path, found)| (found == Found::Present).then_some(path)).collect();
+        let there: BTreeSet<StorePath> =
+            existence.done.into_iter().filter_map(|(path, found)| (found == Found::Present).then_some(path)).collect();
         // Hashes may take hours, which nobody need wait for.
         drop(gc_lock);
         if check_contents {

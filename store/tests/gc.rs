@@ -111,17 +111,8 @@ fn node() -> impl Strategy<Value = Node> {
         (prop::collection::vec(any::<Index>(), 0..3), odds(0.2), prop::option::of(any::<Index>()), any::<bool>(), odds(0.4)),
         (odds(0.1), any::<bool>(), odds(0.1), odds(0.1), any::<u16>()),
     )
-        .prop_map(|((references, self_reference, output_of, knows_deriver, is_drv), (missing, is_dir, permanent, temporary, size))| Node {
-            references,
-            self_reference,
-            output_of,
-            knows_deriver,
-            is_drv,
-            missing,
-            is_dir,
-            permanent,
-            temporary,
-            size,
+        .prop_map(|((references, self_reference, output_of, knows_deriver, is_drv), (missing, is_dir, permanent, temporary, size))| {
+            Node { references, self_reference, output_of, knows_deriver, is_drv, missing, is_dir, permanent, temporary, size }
         })
 }
 
@@ -159,8 +150,7 @@ impl Model {
             let hash = Hash::of(HashAlgo::Sha1, number.to_string()).base32();
             model.names.push(format!("{hash}-{number}{}", if node.is_drv { ".drv" } else { "" }));
             // Earlier ones only: there are no cycles.
-            let mut references: BTreeSet<usize> =
-                node.references.iter().filter(|_| number > 0).map(|index| index.index(number)).collect();
+            let mut references: BTreeSet<usize> = node.references.iter().filter(|_| number > 0).map(|index| index.index(number)).collect();
             if node.self_reference {
                 references.insert(number);
             }
@@ -505,6 +495,33 @@ fn other_processes_add_and_collect() {
     assert!(collections > 0 && deleted > 0);
 }
 
+#[test]
+fn killed_processes_leave_nothing_valid_without_its_files() {
+    let test = test_store(|_| {});
+    for round in 0..6 {
+        let mut child = start_child(&test.root);
+        let mut output = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        while line != "started\n" {
+            line.clear();
+            assert_ne!(output.read_line(&mut line).unwrap(), 0);
+        }
+        std::thread::sleep(Duration::from_millis(100 + 37 * round));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let mut lines = Vec::new();
+        let mut report = |level: Verbosity, line: &str| {
+            if level == Verbosity::Error {
+                lines.push(line.to_owned());
+            }
+        };
+        assert!(!test.store.verify_store(true, None, &mut report, &NEVER).unwrap());
+        assert_eq!(lines, ["reading the store..."]);
+    }
+    test.collect(GcAction::DeleteDead, &[], u64::MAX).0.unwrap();
+    assert_eq!(test.on_disk(), BTreeSet::new());
+}
+
 // -------------------------------------------------------------------------------------------------------- in particular
 
 #[test]
@@ -585,7 +602,9 @@ fn specific_paths() {
     // What is not there is deleted easily.
     let (result, _) = test.collect(GcAction::DeleteSpecific, &[&user], u64::MAX);
     assert_eq!(test.base_names(result.unwrap()), BTreeSet::new());
-    for (path, shown) in [(".links", "still alive"), ("trash", "still alive"), ("a/b", "is not in the store"), ("..", "is not in the store")] {
+    for (path, shown) in
+        [(".links", "still alive"), ("trash", "still alive"), ("a/b", "is not in the store"), ("..", "is not in the store")]
+    {
         let path = format!("{}/{path}", test.store.store_dir()).into_bytes();
         let options = GcOptions { action: GcAction::DeleteSpecific, paths_to_delete: vec![path], max_freed: u64::MAX };
         let error = test.store.collect_garbage(&options, &no_runtime_roots, &mut |_, _| {}, &NEVER).unwrap_err();
@@ -742,6 +761,66 @@ fn cancelling() {
     assert!(!test.store.is_valid(&path).unwrap());
 }
 
+const FULL_CHILD: &str = "FRUIX_TEST_FULL_CHILD";
+
+/// Fills a small file system with a store, and collects; then with nobody having opened it before.
+#[cfg(target_os = "linux")]
+#[test]
+fn full_disk_child() {
+    use std::io::Write;
+    let Some(root) = std::env::var_os(FULL_CHILD) else { return };
+    let root = Path::new(&root);
+    let mount = Command::new("mount").args(["-t", "tmpfs", "-o", "size=12m", "tmpfs"]).arg(root).stderr(Stdio::null()).status();
+    if !mount.is_ok_and(|status| status.success()) {
+        println!("\ncannot mount");
+        return;
+    }
+    let config = || Config { reserve_space: 4 << 20, durable: true, ..config(root) };
+    let fill = |store: &Store| {
+        let roots = store.temp_roots();
+        let add = |number: u32| store.add_text(&roots, &format!("t{number}"), "x".repeat(3000).as_bytes(), &BTreeSet::new());
+        let added = (0..).find(|number| add(*number).is_err()).unwrap();
+        let mut file = std::fs::File::create(root.join("fill")).unwrap();
+        while file.write_all(&[0; 512]).is_ok() {}
+        added as usize
+    };
+    let collect = |store: &Store| {
+        let options = GcOptions { action: GcAction::DeleteDead, paths_to_delete: Vec::new(), max_freed: u64::MAX };
+        let deleted = store.collect_garbage(&options, &no_runtime_roots, &mut |_, _| {}, &NEVER).unwrap().paths.len();
+        assert!(store.all_valid().unwrap().is_empty());
+        std::fs::remove_file(root.join("fill")).unwrap();
+        deleted
+    };
+    let store = Store::open(config()).unwrap();
+    let added = fill(&store);
+    assert!(added > 50 && collect(&store) >= added);
+    let added = fill(&store);
+    drop(store);
+    let store = Store::open(config()).unwrap();
+    assert!(added > 50 && collect(&store) >= added);
+    assert!(!store.verify_store(true, None, &mut |_, _| {}, &NEVER).unwrap());
+    println!("\nfinished");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn d5_a_full_disk_can_be_emptied() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = Command::new("unshare")
+        .args(["--mount", "--propagation", "private"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "full_disk_child", "--nocapture"])
+        .env(FULL_CHILD, dir.path())
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    if text.contains("unshare failed") || text.contains("cannot mount") {
+        eprintln!("skipped: no right to mount");
+        return;
+    }
+    assert!(output.status.success() && text.contains("\nfinished\n"), "{text}");
+}
+
 // ------------------------------------------------------------------------------------------------------- deduplication
 
 /// Makes a canonical item with files in it, and registers it. Files that are to be writable are so afterwards.
@@ -770,13 +849,8 @@ fn equal_files_become_links() {
     let test = test_store(|_| {});
     let roots = test.store.temp_roots();
     let (big, small) = (vec![b'x'; 8192], vec![b'y'; 8191]);
-    let files: &[(&str, &[u8], u32)] = &[
-        ("big", &big, 0o444),
-        ("d/big", &big, 0o444),
-        ("d/program", &big, 0o555),
-        ("d/small", &small, 0o444),
-        ("writable", &big, 0o644),
-    ];
+    let files: &[(&str, &[u8], u32)] =
+        &[("big", &big, 0o444), ("d/big", &big, 0o444), ("d/program", &big, 0o555), ("d/small", &small, 0o444), ("writable", &big, 0o644)];
     let [one, two] = ["one", "two"].map(|name| make_tree(&test, name, files));
     for path in [&one, &two] {
         roots.add(path).unwrap();
