@@ -232,3 +232,127 @@ impl Db {
         held(&self.writer).execute_batch("vacuum;").map_err(Error::db("vacuuming SQLite database"))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::testing::{config, temp_dir, test_store};
+    use crate::{PathInfo, Store};
+
+    type Column = (&'static str, &'static str, bool, i64);
+
+    /// The columns of each table of guix-daemon 1.5.0, as SQLite reports them of a database that it made: name, type, whether null is
+    /// refused, and place in the primary key.
+    const UPSTREAM: [(&str, &[Column]); 4] = [
+        ("DerivationOutputs", &[("drv", "INTEGER", true, 1), ("id", "TEXT", true, 2), ("path", "TEXT", true, 0)]),
+        ("FailedPaths", &[("path", "TEXT", true, 1), ("time", "INTEGER", true, 0)]),
+        ("Refs", &[("referrer", "INTEGER", true, 1), ("reference", "INTEGER", true, 2)]),
+        (
+            "ValidPaths",
+            &[
+                ("id", "INTEGER", true, 1),
+                ("path", "TEXT", true, 0),
+                ("hash", "TEXT", true, 0),
+                ("registrationTime", "INTEGER", true, 0),
+                ("deriver", "TEXT", false, 0),
+                ("narSize", "INTEGER", false, 0),
+            ],
+        ),
+    ];
+
+    fn columns(db: &Connection, table: &str) -> Vec<(String, String, bool, i64)> {
+        let mut statement = db.prepare("select name, upper(type), \"notnull\", pk from pragma_table_info(?1)").unwrap();
+        let rows = statement.query_map([table], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))).unwrap();
+        rows.collect::<Result<_, _>>().unwrap()
+    }
+
+    fn owned(columns: &[Column]) -> Vec<(String, String, bool, i64)> {
+        columns.iter().map(|(name, kind, not_null, key)| (name.to_string(), kind.to_string(), *not_null, *key)).collect()
+    }
+
+    fn objects(db: &Connection, kind: &str) -> BTreeSet<String> {
+        let mut statement = db.prepare("select name from sqlite_master where type = ?1 and name not like 'sqlite_%'").unwrap();
+        let rows = statement.query_map([kind], |row| row.get(0)).unwrap();
+        rows.collect::<Result<_, _>>().unwrap()
+    }
+
+    #[test]
+    fn the_schema_is_upstreams_with_columns_appended() {
+        let test = test_store();
+        let db = Connection::open(test.root.join("state/db/db.sqlite")).unwrap();
+        for (table, expected) in UPSTREAM {
+            let mut expected = owned(expected);
+            if table == "ValidPaths" {
+                expected.extend(EXTRA_COLUMNS.map(|(name, kind)| (name.to_owned(), kind.to_uppercase(), false, 0)));
+            }
+            assert_eq!(columns(&db, table), expected, "{table}");
+        }
+        assert_eq!(objects(&db, "table"), UPSTREAM.map(|(table, _)| table.to_owned()).into());
+        assert_eq!(objects(&db, "trigger"), ["DeleteSelfRefs".to_owned()].into());
+        assert_eq!(objects(&db, "index"), ["IndexDerivationOutputs", "IndexReference", "IndexReferrer"].map(str::to_owned).into());
+        let mode: String = db.query_row("pragma journal_mode", [], |row| row.get(0)).unwrap();
+        assert_eq!(mode, "wal");
+    }
+
+    /// Statements of guix-daemon's, before and after a fruixd has had the database.
+    #[test]
+    fn upstreams_statements_work_before_and_after() {
+        let (_dir, root) = temp_dir();
+        std::fs::create_dir_all(root.join("state/db")).unwrap();
+        std::fs::write(root.join("state/db/schema"), "7").unwrap();
+        let file = root.join("state/db/db.sqlite");
+        let upstream = Connection::open(&file).unwrap();
+        upstream.execute_batch(TABLES).unwrap();
+        upstream.execute_batch("pragma foreign_keys = 1").unwrap();
+        let name = |letter: char| format!("{}/{}-x", root.join("store").display(), letter.to_string().repeat(32));
+        let hash = format!("sha256:{}", "0".repeat(63) + "1");
+        let insert = |letter: char| {
+            let sql = "insert into ValidPaths (path, hash, registrationTime, deriver, narSize) values (?, ?, ?, ?, ?);";
+            upstream.prepare(sql).unwrap().insert((name(letter), &hash, 5, None::<String>, 120)).unwrap()
+        };
+        let a = insert('a');
+        let store = Store::open(config(&root)).unwrap();
+        let all = store.all_valid().unwrap();
+        let first = all.first().unwrap().clone();
+        let expected = PathInfo {
+            path: first.clone(),
+            nar_hash: hash.parse().unwrap(),
+            references: BTreeSet::new(),
+            deriver: None,
+            registration_time: 5,
+            nar_size: 120,
+        };
+        assert_eq!(store.query_path_info(&first).unwrap(), Some(expected));
+        let b = insert('b');
+        upstream.execute("insert or replace into Refs (referrer, reference) values (?, ?);", (b, a)).unwrap();
+        upstream.execute("insert or replace into Refs (referrer, reference) values (?, ?);", (b, b)).unwrap();
+        assert_eq!(store.referrers(&first).unwrap().len(), 1);
+        // Its triggers and constraints hold for both.
+        assert!(upstream.execute("delete from ValidPaths where path = ?;", [name('a')]).is_err());
+        upstream.execute("delete from ValidPaths where path = ?;", [name('b')]).unwrap();
+        store.invalidate(&all).unwrap();
+        let rows: i64 =
+            upstream.query_row("select (select count(*) from ValidPaths) + (select count(*) from Refs)", [], |row| row.get(0)).unwrap();
+        assert_eq!(rows, 0);
+    }
+
+    #[test]
+    fn nobody_sees_a_busy_database() {
+        let test = test_store();
+        let file = test.root.join("state/db/db.sqlite");
+        let other = Connection::open(&file).unwrap();
+        other.execute_batch("begin immediate").unwrap();
+        std::thread::scope(|scope| {
+            let adder = scope.spawn(|| test.text("x", "y"));
+            std::thread::sleep(Duration::from_millis(150));
+            // Readers do not wait.
+            assert!(test.store.all_valid().unwrap().is_empty());
+            assert!(!adder.is_finished());
+            other.execute_batch("commit").unwrap();
+            adder.join().unwrap();
+        });
+        assert_eq!(test.store.all_valid().unwrap().len(), 1);
+    }
+}

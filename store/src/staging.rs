@@ -233,6 +233,16 @@ impl Store {
         Ok(StagedDir { dir, staged })
     }
 
+    /// Makes a file without a name on the store's file system, for reading and writing.
+    pub(crate) fn unnamed_file(&self) -> Result<std::fs::File> {
+        let staged = self.inner.staging.reserve("spool");
+        let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let file = openat(staged.dir(), staged.name(), flags, Mode::S_IRUSR | Mode::S_IWUSR)
+            .map_err(Error::io("creating file", staged.shown()))?;
+        // Dropping `staged` takes the name away.
+        Ok(std::fs::File::from(file))
+    }
+
     /// The store path of this daemon's staging directory, which is a temporary root as long as the store is open.
     pub fn staging_path(&self) -> &StorePath {
         self.inner.staging.path()

@@ -50,10 +50,3 @@ pub(crate) fn nar_of(contents: &[u8], executable: bool) -> Vec<u8> {
     writer.data(contents).unwrap();
     writer.finish().unwrap()
 }
-
-/// The bytes that this process has ever had resident, as far as the system tells.
-pub(crate) fn peak_memory() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
-    Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
-}
