@@ -1,0 +1,13 @@
+;; --check --keep-failed: the differing output stays beside the first.
+(define check (build-mode check))
+(with-store store
+  (options store #:keep-failed? #t)
+  (let ((random (sh store "random" "$bb mkdir $out; echo $RANDOM > $out/f; while [ ${#RANDOM} = 5 ]; do :; done; $bb date +%s%N > $out/f; exit 0" #:tools? #t)))
+    (parameterize ((current-build-output-port (%make-void-port "w"))) (build store random))
+    (attempt (build* store check random))
+    (attempt (build* store check random))
+    (attempt (exists? (string-append (out random) "-check")))
+    (attempt (dead-paths store))
+    (system* "rm" "-rf" "/frx/keep")
+    (attempt (begin (delete-paths store (list (out random))) #t))
+    (attempt (exists? (string-append (out random) "-check")))))

@@ -1,0 +1,21 @@
+;; clients: 1.2
+;; --check: the same, not the same, not built, fails now, with several outputs.
+(define check (build-mode check))
+(with-store store
+  (options store)
+  (let ((same (sh store "same" "echo x > $out; echo y > $doc" #:outputs '("out" "doc")))
+        (random (sh store "random" "echo $RANDOM$RANDOM$RANDOM$RANDOM > $out"))
+        (random2 (sh store "random2" "echo x > $doc; echo $RANDOM$RANDOM$RANDOM > $out" #:outputs '("out" "doc")))
+        (fixed (sh store "fixed" "printf ok > $out" #:hash-algo 'sha256 #:hash (sha256 (string->utf8 "ok")) #:recursive? #f))
+        (fails (sh store "fails" "exit 1"))
+        (never (sh store "never" "echo > $out")))
+    (parameterize ((current-build-output-port (%make-void-port "w"))) (build store same random random2 fixed))
+    (attempt (build* store check same))
+    (attempt (build* store check random))
+    (attempt (build* store check random2))
+    (attempt (build* store check fixed))
+    (attempt (build* store check fails))
+    (attempt (build* store check never))
+    (attempt (build* store check (out same)))
+    (attempt (build* store check same fixed))
+    (attempt (map (lambda (drv) (valid-path? store (out drv))) (list same random random2 fixed)))))

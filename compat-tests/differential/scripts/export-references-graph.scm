@@ -1,0 +1,25 @@
+;; clients: 1.2
+;; exportReferencesGraph, right and wrong.
+(with-store store
+  (options store)
+  (let* ((a (add-text-to-store store "a" "a"))
+         (b (add-text-to-store store "b" a (list a)))
+         (item (sh store "item" (string-append "echo " b " $out > $out") #:sources (list b)))
+         (try (lambda* (name graph #:key (sources (list b)) (inputs '()))
+                (attempt/label (format #f "~a ~s" name graph)
+                  (build store (sh store name "for f in *; do echo \"== $f\"; while read -r line; do echo \"$line\"; done < $f; done; echo > $out"
+                                   #:sources sources #:inputs inputs #:env `(("exportReferencesGraph" . ,graph))))))))
+    (try "one" (string-append "graph " b))
+    (try "two" (string-append "graph " b " other " a))
+    (try "lines" (string-append "graph " b "\nother " a))
+    (try "item" (string-append "graph " (out item)) #:inputs (list (derivation-input item)))
+    (try "derivation" (string-append "graph " (drv-file item)) #:inputs (list (derivation-input item)))
+    (try "file-inside" (string-append "graph " b "/x"))
+    (try "odd" (string-append "graph " b " other"))
+    (try "no-store" "graph /etc/passwd")
+    (try "missing" (string-append "graph " %missing))
+    (try "slash" (string-append "../graph " b))
+    (try "dots" (string-append ".. " b))
+    (try "hidden" (string-append ".graph " b))
+    (try "same" (string-append "graph " b " graph " a))
+    (try "empty" "")))

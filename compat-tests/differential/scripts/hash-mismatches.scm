@@ -1,0 +1,30 @@
+;; clients: 1.2
+;; Fixed outputs that are right, wrong, and of the wrong kind, flat and recursive, for every algorithm.
+(define ok (string->utf8 "ok"))
+(define (fixed store name script algorithm hash recursive?)
+  (sh store name script #:tools? #t #:hash-algo algorithm #:hash hash #:recursive? recursive?))
+(with-store store
+  (options store)
+  (attempt (build store (fixed store "flat" "printf ok > $out" 'sha256 (sha256 ok) #f)))
+  (attempt (build store (fixed store "flat-wrong" "printf ko > $out" 'sha256 (sha256 ok) #f)))
+  (attempt (build store (fixed store "flat-sha1" "printf ok > $out" 'sha1 (sha1 ok) #f)))
+  (attempt (build store (fixed store "flat-sha1-wrong" "printf ko > $out" 'sha1 (sha1 ok) #f)))
+  (attempt (build store (fixed store "flat-sha512" "printf ok > $out" 'sha512 (sha512 ok) #f)))
+  (attempt (build store (fixed store "flat-sha512-wrong" "printf ko > $out" 'sha512 (sha512 ok) #f)))
+  (attempt (build store (fixed store "flat-executable" "printf ok > $out; $bb chmod +x $out" 'sha256 (sha256 ok) #f)))
+  (attempt (build store (fixed store "flat-directory" "$bb mkdir $out" 'sha256 (sha256 ok) #f)))
+  (attempt (build store (fixed store "flat-link" "$bb ln -s x $out" 'sha256 (sha256 ok) #f)))
+  (attempt (build store (fixed store "flat-fifo" "$bb mkfifo $out" 'sha256 (sha256 ok) #f)))
+  (attempt (build store (fixed store "deep-wrong" "$bb mkdir $out; printf ok > $out/f" 'sha256 (sha256 ok) #t)))
+  (attempt (build store (fixed store "deep-wrong-512" "$bb mkdir $out; printf ok > $out/f" 'sha512 (sha512 ok) #t)))
+  (mkdir "tree")
+  (write-file "tree/f" "ok")
+  (let ((nar (call-with-values open-sha256-port
+               (lambda (port get) ((@ (guix serialization) write-file) "tree" port) (force-output port) (get)))))
+    (attempt (build store (fixed store "deep" "$bb mkdir $out; printf ok > $out/f" 'sha256 nar #t)))
+    (attempt (build store (fixed store "deep" "$bb mkdir $out; printf ok > $out/f" 'sha256 nar #t))))
+  ;; The same output by another derivation: it is there already.
+  (attempt (build store (fixed store "flat" "exit 1" 'sha256 (sha256 ok) #f)))
+  (attempt (valid-derivers store (out (fixed store "flat" "exit 1" 'sha256 (sha256 ok) #f))))
+  (attempt (build* store (build-mode check) (fixed store "flat" "exit 1" 'sha256 (sha256 ok) #f)))
+  (attempt (build* store (build-mode check) (fixed store "flat" "printf ok > $out" 'sha256 (sha256 ok) #f))))

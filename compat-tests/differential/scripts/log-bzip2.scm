@@ -1,0 +1,10 @@
+;; daemon: --log-compression=bzip2
+;; Logs that are compressed by bzip2; a second build overwrites the log.
+(with-store store
+  (options store)
+  (let ((drv (sh store "logged" "echo to the log; echo > $out")))
+    (attempt (build store drv))
+    (attempt (build* store (build-mode check) drv))
+    (attempt (log-file store (out drv)))
+    (attempt (log-file store (drv-file drv)))
+    (attempt (build store (sh store "fails" "echo to the log; exit 1")))))

@@ -1,0 +1,7 @@
+;; daemon: --rounds=2
+;; --rounds --keep-failed, with the daemon's own number of rounds.
+(with-store store
+  (options store #:keep-failed? #t)
+  (attempt (build store (sh store "same" "echo round; echo x > $out")))
+  (attempt (build store (sh store "random" "$bb date +%s%N > $out" #:tools? #t)))
+  (attempt (build store (sh store "fails" "exit 1"))))
