@@ -214,16 +214,24 @@ impl Builder {
             let of = if rounds > 1 { format!(" (round {round}/{rounds})") } else { String::new() };
             job.audience.message(Level::Info, &format!("{verb} {}{of}", show_paths(&self.store, &job.missing)));
             let last = round == rounds;
-            match self.round(&job, &options, &mut previous, last).await {
-                Ok(()) => {}
-                Err(Stop::Fatal(error)) => return Err(error),
-                Err(Stop::Failure(failure)) => return Ok(self.report(&job, &shown, &failure)),
+            let mut kept = None;
+            let verdict = match self.round(&job, &options, &mut previous, last, &mut kept).await {
+                Ok(()) => continue,
+                Err(Stop::Fatal(error)) => Err(error),
+                Err(Stop::Failure(failure)) => Ok(self.report(&job, &shown, &failure)),
+            };
+            if let Some(dir) = kept {
+                let facts = self.facts(&job)?;
+                blocking(move || {
+                    keep(&facts, dir);
+                    Ok(())
+                })
+                .await?;
             }
+            return verdict;
         }
         job.locks.lock().unwrap_or_else(PoisonError::into_inner).set_deletion(true);
-        if job.mode != BuildMode::Check {
-            job.audience.trace(&format!("@ build-succeeded {shown} -"));
-        }
+        job.audience.trace(&format!("@ build-succeeded {shown} -"));
         Ok(Verdict::Built)
     }
 
@@ -244,8 +252,15 @@ impl Builder {
         }
     }
 
-    /// One round: everything is made anew, and gone at the end.
-    async fn round(&self, job: &Job, options: &ClientOptions, previous: &mut Option<Vec<PathInfo>>, last: bool) -> Result<(), Stop> {
+    /// One round: everything is made anew, and gone at the end, or in `kept` when it failed and is to be looked at.
+    async fn round(
+        &self,
+        job: &Job,
+        options: &ClientOptions,
+        previous: &mut Option<Vec<PathInfo>>,
+        last: bool,
+        kept: &mut Option<BuildDir>,
+    ) -> Result<(), Stop> {
         let (workspace, plan) = self.prepare(job, options).await?;
         let mut guard =
             Guard { held: Some((workspace, Arc::clone(&job.locks))), spawner: self.spawner.clone(), cleanups: self.cleanups.clone() };
@@ -260,14 +275,15 @@ impl Builder {
         // From here on nothing of the builder runs; the rest is the disk's.
         let (this, job, keep_failed) = (self.clone(), self.facts(job)?, options.keep_failed);
         let before = previous.take();
-        let (returned, result) = tokio::task::spawn_blocking(move || {
+        let (returned, dir, result) = tokio::task::spawn_blocking(move || {
             let mut previous = before;
-            let result = this.conclude(&job, workspace, ended, keep_failed, &mut previous, last);
-            (previous, result)
+            let result = this.conclude(&job, &mut workspace, ended, keep_failed, &mut previous, last);
+            (previous, workspace.build_dir.take(), result)
         })
         .await
         .map_err(|error| Error::request(format!("internal error: {error}")))?;
         *previous = returned;
+        *kept = dir;
         result
     }
 
@@ -343,7 +359,12 @@ impl Builder {
         env: &BTreeMap<BString, BString>,
     ) -> Result<Program, Stop> {
         // A builtin that does not exist, or a builder outside the store, fails in the child, whose words go to the build's log.
-        let Some(name) = job.drv.builtin() else { return Ok(exec(job)) };
+        let Some(name) = job.drv.builtin() else {
+            if !job.drv.builder.contains(&b'/') {
+                return Err(Error::request(format!("invalid file name `{}'", job.drv.builder)).into());
+            }
+            return Ok(exec(job));
+        };
         let ca_bundle = match builtins::ca::collect(|name| std::env::var_os(name)) {
             Ok(Some(bundle)) => {
                 build_dir.write_file(builtin_job::CA_FILE, &bundle, owner)?;
@@ -374,7 +395,7 @@ impl Builder {
         }
         for pair in words.chunks_exact(2) {
             let [name, path] = pair else { continue };
-            fruix_drv::check_name(name).map_err(|error| reject(FailureKind::InputRejected, error.to_string()))?;
+            fruix_drv::check_name(name).map_err(|error| Error::request(error.to_string()))?;
             let shown = path.as_bstr();
             let path =
                 self.store.store_dir().to_store_path(path).map_err(|_| {
@@ -503,11 +524,11 @@ impl Builder {
         Ok(status.map_or(Ended::TimedOut, Ended::Status))
     }
 
-    /// Takes the outputs, or tells why not, and removes or keeps what the build leaves.
+    /// Takes the outputs, or tells why not, and removes what the build leaves; its directory is still there if it is to be kept.
     fn conclude(
         &self,
         job: &JobFacts,
-        mut workspace: Workspace,
+        workspace: &mut Workspace,
         ended: Ended,
         keep_failed: bool,
         previous: &mut Option<Vec<PathInfo>>,
@@ -515,13 +536,16 @@ impl Builder {
     ) -> Result<(), Stop> {
         let result = match &ended {
             Ended::Status(status) if status.success() => {
-                outputs::register(&self.store, job, &mut workspace, &outputs::Terms { keep_failed, last }, previous)
+                outputs::register(&self.store, job, workspace, &outputs::Terms { keep_failed, last }, previous)
             }
             Ended::Status(status) => {
                 let full = [workspace.build_dir.as_ref().map(|dir| free_bytes(dir.top())), Some(free_bytes(self.store.dir()))]
                     .into_iter()
                     .flatten()
                     .any(|free| free < DISK_FULL_BELOW);
+                if keep_failed && let Some(dir) = workspace.build_dir.take() {
+                    keep(job, dir);
+                }
                 outputs::leave_for_debugging(&self.store, job, workspace.root.as_ref(), workspace.build_uid());
                 if full {
                     job.audience.message(Level::Error, "note: build failure may have been caused by lack of free disk space");
@@ -532,17 +556,21 @@ impl Builder {
             Ended::TimedOut => Err(reject(FailureKind::TimedOut, "timed out")),
         };
         outputs::remove_redirected(&self.store, job);
-        if let Some(dir) = workspace.build_dir.take() {
-            if result.is_err() && keep_failed {
-                job.audience.message(Level::Error, &format!("note: keeping build directory `{}'", dir.path().display()));
-                if let Err(error) = dir.keep(job.client) {
-                    job.audience.message(Level::Error, &error.to_string());
-                }
-            } else if let Err(error) = dir.remove() {
-                warn!(%error, "a build directory is left behind");
-            }
+        if (result.is_ok() || !keep_failed)
+            && let Some(dir) = workspace.build_dir.take()
+            && let Err(error) = dir.remove()
+        {
+            warn!(%error, "a build directory is left behind");
         }
         result
+    }
+}
+
+/// Leaves a build directory for whoever asked for the build.
+fn keep(job: &JobFacts, dir: BuildDir) {
+    job.audience.message(Level::Error, &format!("note: keeping build directory `{}'", dir.path().display()));
+    if let Err(error) = dir.keep(job.client) {
+        job.audience.message(Level::Error, &error.to_string());
     }
 }
 
@@ -566,6 +594,8 @@ pub(crate) struct JobFacts {
     pub(crate) audience: Arc<Audience>,
     /// Who gets what a failed build leaves.
     pub(crate) client: Option<(u32, u32)>,
+    /// Whether a client reads traces.
+    pub(crate) traced: bool,
     /// Whether a client reads the traces of downloads.
     pub(crate) extended_trace: bool,
 }
@@ -603,6 +633,7 @@ impl Builder {
             redirected: BTreeMap::new(),
             audience: Arc::clone(&job.audience),
             client: listeners.first().and_then(|requester| requester.uid.zip(requester.gid)),
+            traced: listeners.iter().any(|requester| requester.options.print_build_trace),
             extended_trace: listeners.iter().any(|requester| requester.options.extended_trace),
         };
         if !self.confines(&job.drv) {
@@ -631,7 +662,8 @@ impl Builder {
 fn spec(settings: &Settings, job: &JobFacts) -> BuildSpec {
     let inside = PathBuf::from(format!("/tmp/guix-build-{}-0", job.drv_path.name()));
     BuildSpec {
-        drv_name: job.drv_path.name().to_owned(),
+        drv_name: settings.store_dir.display(&job.drv_path).to_string(),
+        traced: job.traced,
         store_dir: settings.store_dir.clone(),
         root: None,
         build_dir: inside.clone(),
@@ -674,6 +706,7 @@ pub(crate) fn plan_for(settings: &Settings, store: &Store, drv_path: &StorePath)
         redirected: BTreeMap::new(),
         audience: Audience::nobody(),
         client: None,
+        traced: false,
         extended_trace: false,
         drv: Arc::new(drv),
     };

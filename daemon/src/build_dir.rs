@@ -118,10 +118,14 @@ impl BuildDir {
         fchmod(&self.top, Mode::from_bits_truncate(mode as nix::libc::mode_t)).map_err(failed)
     }
 
-    /// Writes a file for the builder to read.
+    /// Writes a file for the builder to read, in the place of an earlier one of that name. The builder must not run yet.
     pub fn write_file(&self, name: &str, contents: &[u8], owner: Option<(u32, u32)>) -> Result<(), Error> {
         use std::io::Write as _;
         let path = self.top_path().join(name);
+        match unlinkat(&self.top, name, UnlinkatFlags::NoRemoveDir) {
+            Ok(()) | Err(Errno::ENOENT) => {}
+            Err(errno) => return Err(Error::io("removing file", &path, errno.into())),
+        }
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let file = openat(&self.top, name, flags, Mode::from_bits_truncate(0o644))
             .map_err(|errno| Error::io("creating file", &path, errno.into()))?;
@@ -134,17 +138,18 @@ impl BuildDir {
         Ok(())
     }
 
-    /// Keeps the directory for its user to look at: `NAME/top` becomes `NAME`, readable, and his where he is not root. Nothing may run any more
-    /// that could change it. A file with several names stays as it is, since another name may be elsewhere.
+    /// Keeps the directory for its user to look at: for root as it is, in a directory that only root can enter; for others, `NAME/top` becomes
+    /// `NAME`, readable and theirs. Nothing may run any more that could change it. A file with several names stays as it is, since another name
+    /// may be elsewhere.
     pub fn keep(mut self, user: Option<(u32, u32)>) -> Result<PathBuf, Error> {
         let failed = |errno: Errno| Error::io("keeping build directory", &self.path, errno.into());
         self.kept = true;
-        let owner = user.filter(|(uid, _)| *uid != 0).map(|(uid, gid)| (uid, (gid != 0).then_some(gid)));
-        secure(&self.top, owner, 0).map_err(failed)?;
         fchmod(&self.top, Mode::from_bits_truncate(0o755)).map_err(failed)?;
-        if let Some((uid, gid)) = owner {
-            fchown(&self.top, Some(Uid::from_raw(uid)), gid.map(Gid::from_raw)).map_err(failed)?;
-        }
+        let Some((uid, gid)) = user.filter(|(uid, _)| *uid != 0).map(|(uid, gid)| (uid, (gid != 0).then_some(gid))) else {
+            return Ok(self.path.clone());
+        };
+        secure(&self.top, Some((uid, gid)), 0).map_err(failed)?;
+        fchown(&self.top, Some(Uid::from_raw(uid)), gid.map(Gid::from_raw)).map_err(failed)?;
         if self.shape == Shape::Flat {
             return Ok(self.path.clone());
         }

@@ -36,18 +36,20 @@ impl BuildLog {
     /// Creates the log of `drv`, or empties an earlier one.
     pub fn create(log_dir: &Path, drv: &StorePath, compression: LogCompression) -> Result<BuildLog, Error> {
         let base = BuildLog::base_path(log_dir, drv);
+        let dir = base.parent().unwrap_or(log_dir);
         let suffix = match compression {
             LogCompression::None => "",
             LogCompression::Gzip => ".gz",
             LogCompression::Bzip2 => ".bz2",
         };
-        let mut path = base.into_os_string();
+        // Two slashes: clients compare the name with that of guix-daemon's traces as it stands.
+        let mut path = dir.as_os_str().to_owned();
+        path.push("//");
+        path.push(base.file_name().unwrap_or_default());
         path.push(suffix);
         let path = PathBuf::from(path);
         let failed = |source| Error::io("creating log file", &path, source);
-        if let Some(dir) = path.parent() {
-            fs::create_dir_all(dir).map_err(failed)?;
-        }
+        fs::create_dir_all(dir).map_err(failed)?;
         let file = OpenOptions::new()
             .write(true)
             .create(true)

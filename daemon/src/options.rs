@@ -58,7 +58,7 @@ impl ClientOptions {
         ClientOptions {
             keep_failed: false,
             keep_going: false,
-            verbosity: Level::Error as u64,
+            verbosity: Level::Info as u64,
             build_verbosity: Level::Error as u64,
             print_build_trace: false,
             multiplexed: false,

@@ -65,6 +65,8 @@ impl<'a> Source<'a> {
 struct Staged<'a> {
     output: &'a DerivationOutput,
     name: OsString,
+    /// Whether it is a copy, made canonical, of what the builder made.
+    copied: bool,
 }
 
 /// Takes the outputs of a finished builder into the store; or, in an early round, holds them against the next one. The rest of the workspace is
@@ -77,18 +79,29 @@ pub(crate) fn register(
     previous: &mut Option<Vec<PathInfo>>,
 ) -> Result<(), Stop> {
     let staging = store.stage_dir("outputs")?;
-    let mut seen = InodesSeen::new();
     let mut staged = Vec::new();
     let source = Source::open(store, workspace.root.as_ref())?;
     let build_uid = workspace.build_uid();
     for output in job.drv.outputs.values().filter(|output| job.missing.contains(&output.path)) {
-        staged.push(stage(store, job, output, &source, &staging, build_uid, &mut seen)?);
+        staged.push(stage(store, job, output, &source, &staging, build_uid)?);
     }
     drop(source);
     workspace.root = None;
-    workspace.build_dir = None;
-    // With the build directory gone, a link that is left is somebody else's.
-    seen.refuse_outside_links().map_err(rejection)?;
+    if !terms.keep_failed {
+        workspace.build_dir = None;
+    }
+    let canonicalise_all = |from| {
+        let mut seen = InodesSeen::new();
+        for item in staged.iter().filter(|item| !item.copied) {
+            canonicalise(&staging.place(item.name.clone()), from, &mut seen).map_err(rejection)?;
+        }
+        Ok::<_, Stop>(seen)
+    };
+    if canonicalise_all(build_uid)?.refuse_outside_links().is_err() {
+        // The other name may be in the build directory. With that gone, a link that is left is somebody else's.
+        workspace.build_dir = None;
+        canonicalise_all(None)?.refuse_outside_links().map_err(rejection)?;
+    }
 
     let mut candidates: BTreeSet<StorePath> = job.inputs.clone();
     candidates.extend(job.drv.output_paths().cloned());
@@ -144,11 +157,11 @@ pub(crate) fn register(
             store.install(&place, &item.output.path)?;
         }
     }
-    store.register(&infos)?;
+    store.register(&infos).map_err(rejection)?;
     Ok(())
 }
 
-/// Checks one output and brings it to the staging directory, canonical.
+/// Checks one output and brings it to the staging directory.
 fn stage<'j>(
     store: &Store,
     job: &'j JobFacts,
@@ -156,7 +169,6 @@ fn stage<'j>(
     source: &Source<'_>,
     staging: &StagedDir,
     build_uid: Option<u32>,
-    seen: &mut InodesSeen,
 ) -> Result<Staged<'j>, Stop> {
     let shown = store.print(&output.path);
     let written = job.redirected.get(&output.path).unwrap_or(&output.path);
@@ -179,11 +191,11 @@ fn stage<'j>(
         return Err(reject(FailureKind::OutputRejected, format!("output path `{shown}' should be a non-executable regular file")));
     }
     let target = staging.place(name.clone());
-    if job.redirected.is_empty() && output.hash.is_empty() {
+    let copied = !job.redirected.is_empty() || !output.hash.is_empty();
+    if !copied {
         let from = place.name.as_os_str();
         nix::fcntl::renameat(place.dir, from, target.dir, name.as_os_str())
             .map_err(|errno| Error::io("moving from the sandbox", &place.shown, errno.into()))?;
-        canonicalise(&target, build_uid, seen).map_err(rejection)?;
     } else {
         canonicalise(&place, build_uid, &mut InodesSeen::new()).map_err(rejection)?;
         if !job.redirected.is_empty() {
@@ -192,7 +204,7 @@ fn stage<'j>(
         fruix_store::copy_at(&place, &target, &job.rewrites_back()).map_err(rejection)?;
         remove_at(&place)?;
     }
-    Ok(Staged { output, name })
+    Ok(Staged { output, name, copied })
 }
 
 fn rejection(error: StoreError) -> Stop {
@@ -201,6 +213,7 @@ fn rejection(error: StoreError) -> Stop {
         | StoreError::InvalidOwnership { .. }
         | StoreError::Suspicious { .. }
         | StoreError::TooDeep { .. }
+        | StoreError::Cycle { .. }
         | StoreError::Changed { .. } => reject(FailureKind::OutputRejected, error.to_string()),
         error => error.into(),
     }

@@ -546,7 +546,8 @@ impl Inner {
     ) -> Result<GoalResult, Error> {
         let shown = self.store.store_dir().display(drv_path);
         let outputs: Vec<StorePath> = drv.outputs.values().map(|output| output.path.clone()).collect();
-        let prefer_local = drv.env.get(&b"preferLocalBuild"[..]).is_some_and(|value| value == "1");
+        // What can be done here only is done here, even by who wants nothing built here.
+        let prefer_local = mode != BuildMode::Normal || drv.env.get(&b"preferLocalBuild"[..]).is_some_and(|value| value == "1");
         if audience.max_jobs() == 0 && !prefer_local {
             return Err(Error::request("unable to start any build; either increase `--max-jobs' or enable distributed builds"));
         }

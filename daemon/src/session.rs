@@ -14,6 +14,7 @@ use std::time::Duration;
 use bstr::{BString, ByteSlice};
 use fruix_drv::{Hash, HashAlgo, StorePath};
 use fruix_protocol::kinds::{BuildMode as WireMode, GcAction as WireAction};
+use fruix_protocol::nar;
 use fruix_protocol::ops::{self, GcResults, PathInfo, Service, SubstitutableInfo};
 use fruix_protocol::server::{self as wire, Log, OpError, Work};
 use fruix_store::{GcAction, GcOptions, ProcRoots, Repair, Report, Store, TempRoots, Verbosity, cannot_repair};
@@ -144,6 +145,11 @@ impl Drop for Cancel {
     }
 }
 
+/// Whether `path` is written as something below the directory `dir`.
+fn inside(dir: &str, path: &[u8]) -> bool {
+    path.strip_prefix(dir.as_bytes()).and_then(|rest| rest.strip_prefix(b"/")).is_some_and(|name| !name.is_empty())
+}
+
 fn absolute(path: &BString) -> Result<&[u8], OpError> {
     if path.starts_with(b"/") && !path.contains(&0) {
         Ok(path)
@@ -157,6 +163,8 @@ impl Service for Session {
         let dir = self.store().store_dir();
         match dir.parse(&request.path) {
             Ok(path) => told(self.store().is_valid(&path)),
+            // A name that no item can have is not an error, as long as it is below the store directory.
+            Err(_) if inside(dir.as_str(), &request.path) => Ok(false),
             Err(_) => Err(OpError::new(format!("path `{}' is not in the store", request.path))),
         }
     }
@@ -179,14 +187,23 @@ impl Service for Session {
 
     async fn add_to_store(&mut self, request: ops::AddToStore, work: &mut Work) -> Result<StorePath, OpError> {
         let (recursive, algo) = request.method();
-        let algo = HashAlgo::parse(algo).map_err(|error| OpError::new(error.to_string()).closing())?;
+        let algo = HashAlgo::parse(algo);
         let name = request.base_name.to_str_lossy().into_owned();
         let (store, roots) = (self.shared.store.clone(), Arc::clone(&self.roots));
         let mut body = work.body().into_blocking();
         let added = blocking(move || {
-            let path = store.add_from_nar(&roots, &name, recursive, algo, &mut body)?;
-            body.finish();
-            Ok(path)
+            let added = match algo {
+                Ok(algo) => store.add_from_nar(&roots, &name, recursive, algo, &mut body).map_err(Error::from),
+                // Found out after the archive, so that the connection lives on.
+                Err(_) => match nar::Reader::new(&mut body).skip_to_end() {
+                    Ok(()) => Err(Error::request("unknown hash type")),
+                    Err(source) => Err(fruix_store::Error::Nar { source }.into()),
+                },
+            };
+            if !matches!(added, Err(Error::Store(fruix_store::Error::Nar { .. }))) {
+                body.finish();
+            }
+            added
         })
         .await;
         Ok(added?)
@@ -278,6 +295,8 @@ impl Service for Session {
         };
         let paths_to_delete = request.paths_to_delete.into_iter().map(Vec::from).collect();
         let options = GcOptions { action, paths_to_delete, max_freed: request.max_freed };
+        // Who asks for a collection gives up what he has used so far: clients delete what they just built, on the same connection.
+        self.roots = Arc::new(self.store().temp_roots());
         let found = self
             .long(work, move |store, report, cancel| Ok(store.collect_garbage(&options, &ProcRoots::default(), report, cancel)?))
             .await?;

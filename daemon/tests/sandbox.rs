@@ -245,6 +245,7 @@ impl World {
         }
         let spec = BuildSpec {
             drv_name: "test.drv".to_owned(),
+            traced: true,
             store_dir: StoreDir::new(dir.join("store").to_str().unwrap()),
             root: Some(dir.join("root")),
             build_dir: dir.join("build"),

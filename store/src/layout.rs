@@ -6,7 +6,7 @@
 //! STATE/gcroots/     with `profiles`, a symbolic link to STATE/profiles
 //! STATE/profiles/per-user/NAME
 //! STATE/temproots/PID
-//! STATE/{userpool,daemon-socket}
+//! STATE/daemon-socket
 //! DB/db.sqlite, DB/schema ("7"), DB/reserved, DB/big-lock
 //! ```
 
@@ -197,9 +197,7 @@ fn make_state_dirs(config: &Config) -> Result<()> {
     make_dirs(&state.join("temproots"), 0o755)?;
     make_dirs(&config.db_dir, 0o755)?;
     make_dirs(&config.log_dir, 0o755)?;
-    for name in ["userpool", "daemon-socket"] {
-        make_dirs(&state.join(name), 0o755)?;
-    }
+    make_dirs(&state.join("daemon-socket"), 0o755)?;
     let gcroots = state.join("gcroots");
     if make_dirs(&gcroots, 0o755)? {
         let link = gcroots.join("profiles");
@@ -334,7 +332,7 @@ mod tests {
     fn everything_is_where_upstream_has_it() {
         let test = test_store();
         let state = test.root.join("state");
-        for name in ["gcroots", "profiles/per-user", "temproots", "userpool", "daemon-socket", "db"] {
+        for name in ["gcroots", "profiles/per-user", "temproots", "daemon-socket", "db"] {
             assert!(state.join(name).is_dir(), "{name}");
         }
         assert_eq!(std::fs::read_link(state.join("gcroots/profiles")).unwrap(), state.join("profiles"));

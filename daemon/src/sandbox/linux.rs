@@ -370,6 +370,9 @@ fn exec(plan: &Plan, path: &BString, args: &[BString]) -> Vec<u8> {
         _ => Errno::EINVAL,
     };
     if error == Errno::ENOEXEC && plan.platform != plan.system && !plan.personality.bits_32 {
+        if plan.traced {
+            say(format!("@ unsupported-platform {} {}\n", plan.name, plan.platform).as_bytes());
+        }
         return format!("a `{}' is required to build `{}', but I am a `{}'", plan.platform, plan.name, plan.system).into_bytes();
     }
     [b"executing `", path.as_slice(), b"': ", error.desc().as_bytes()].concat()

@@ -21,8 +21,10 @@ const NETWORK_FILES: [&str; 4] = ["/etc/hosts", "/etc/nsswitch.conf", "/etc/reso
 /// Everything that a plan follows from.
 #[derive(Clone, Debug)]
 pub struct BuildSpec {
-    /// The derivation's file name without its hash: `hello-2.12.drv`.
+    /// The derivation, as messages name it.
     pub drv_name: String,
+    /// Whether the client reads traces, and so wants one when the machine is of the wrong kind.
+    pub traced: bool,
     /// The store.
     pub store_dir: StoreDir,
     /// An empty directory that becomes the root of the builder; `None`: it sees the host's.
@@ -132,6 +134,8 @@ pub struct Plan {
     pub platform: String,
     /// See `platform`.
     pub system: String,
+    /// See [`BuildSpec::traced`].
+    pub traced: bool,
     /// Where its outputs appear, as it names them.
     #[serde(with = "text::list")]
     pub outputs: Vec<PathBuf>,
@@ -369,6 +373,7 @@ impl Plan {
             store_dir: Some(store.into()),
             platform: spec.platform.clone(),
             system: spec.system.clone(),
+            traced: spec.traced,
             outputs: spec.outputs.iter().map(|path| spec.store_dir.display(path).into()).collect(),
         })
     }
@@ -680,6 +685,7 @@ mod tests {
     fn spec() -> BuildSpec {
         BuildSpec {
             drv_name: "hello.drv".to_owned(),
+            traced: true,
             store_dir: StoreDir::new("/frx/store"),
             root: Some("/frx/store/x.drv.chroot/top".into()),
             build_dir: "/tmp/guix-build-hello.drv-3/top".into(),
