@@ -5,11 +5,10 @@
 set -euo pipefail
 # shellcheck source=compat-tests/main-job/lib.sh
 . "$(dirname "$0")/lib.sh"
-daemon=${1:-fruixd}
 
 new_stores store
 cd "$checkout"
-FRUIX_DAEMON=$daemon ./build-aux/provision all
+daemon=$(daemon_program "${1:-fruixd}")
 ./build-aux/provision guix-1.2 >/dev/null
 
 FRUIX_GUIX=1.2 seconds on store "$daemon" fruix build -f examples/hello.scm >"$work/out" 2>"$work/log" ||
@@ -18,4 +17,4 @@ grep -Eqx '/frx/store/[0-9a-z]{32}-hello-2\.12\.3' "$work/out" || fail "standard
 grep -q 'phase .check. succeeded' "$work/log" || fail "the client showed no check phase that succeeds"
 # shellcheck disable=SC2016 # expanded by the inner shell
 [ "$(on store "$daemon" bash -c '"$1/bin/hello"' hello "$(cat "$work/out")")" = "Hello, world!" ] || fail "the built hello does not greet"
-say "guix 1.2.0 built $(cat "$work/out") through $daemon in $seconds s"
+say "guix 1.2.0 built $(cat "$work/out") through ${daemon##*/} in $seconds s"

@@ -6,11 +6,10 @@
 set -euo pipefail
 # shellcheck source=compat-tests/main-job/lib.sh
 . "$(dirname "$0")/lib.sh"
-ours=${1:-fruixd}
 
 new_stores upstream ours
 cd "$checkout"
-FRUIX_DAEMON=$ours ./build-aux/provision all
+ours=$(daemon_program "${1:-fruixd}")
 
 job() { # STORE DAEMON
   local store=$1 daemon=$2
@@ -20,7 +19,7 @@ job() { # STORE DAEMON
     { tail -n 40 "$work/$store.log"; fail "$daemon: fruix build"; }
   local built=$seconds
   seconds on "$store" "$daemon" fruix build -f examples/hello.scm >"$work/$store.again" 2>>"$work/$store.log" || fail "$daemon: second run"
-  say "$daemon: inputs added in $prepared s, built in $built s, second run in $seconds s"
+  say "${daemon##*/}: inputs added in $prepared s, built in $built s, second run in $seconds s"
   cmp -s "$work/$store.out" "$work/$store.again" || fail "$daemon: the second run printed something else"
   grep -Eqx '/frx/store/[0-9a-z]{32}-hello-2\.12\.3' "$work/$store.out" || fail "$daemon: standard output is not one store file name"
 
@@ -35,7 +34,7 @@ job ours "$ours"
 differs=
 for what in out valid files; do
   if ! diff -u "$work/upstream.$what" "$work/ours.$what" >"$work/$what.diff"; then
-    say "guix-daemon (-) and $ours (+) differ in '$what':"
+    say "guix-daemon (-) and ${ours##*/} (+) differ in '$what':"
     head -n 40 "$work/$what.diff" >&2
     differs=yes
   fi

@@ -31,7 +31,7 @@ new_stores() {
   work=$(mktemp -d "${FRUIX_TEST_STORES:-/var/tmp}/fruix-test.XXXXXX")
   stores=("$@")
   local name
-  for name in "$@"; do mkdir "$work/$name"; done
+  for name; do mkdir "$work/$name"; done
   mkdir -p /frx
   trap clean_up EXIT
 }
@@ -58,6 +58,19 @@ on() {
   # shellcheck disable=SC2016 # expanded by the inner shell
   FRUIX_INSIDE=yes FRUIX_DAEMON=$daemon unshare --mount --propagation private bash -c 'mount --bind "$1" /frx && shift && exec "$@"' on \
     "$work/$store" "$checkout/pre-inst-env" "$@" 8>&-
+}
+
+# daemon_program NAME : what to give `on' for the daemon NAME.  This checkout's fruixd is built first, and copied: whatever
+# happens to its source during a test, the test is about one program.
+daemon_program() {
+  if [ "$1" = fruixd ]; then
+    FRUIX_DAEMON=fruixd "$checkout/build-aux/provision" all
+    install "$checkout/target/fruixd" "$work/fruixd"
+    echo "$work/fruixd"
+  else
+    FRUIX_DAEMON=guix-daemon "$checkout/build-aux/provision" all
+    echo "$1"
+  fi
 }
 
 # guix COMMAND... : the unmodified guix, without what `fruix' prepares before; for use inside `on'.

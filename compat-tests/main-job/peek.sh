@@ -1,22 +1,20 @@
 #!/bin/bash
-# peek.sh [PROGRAM] : what a builder can see and do under guix-daemon and under PROGRAM (this checkout's fruixd) must be the same.
+# peek.sh [DAEMON] : what a builder can see and do under guix-daemon and under DAEMON (fruixd) must be the same.
 #
 # See compat-tests/peek.  Prints the report's size, or where the two differ.
 set -euo pipefail
 # shellcheck source=compat-tests/main-job/lib.sh
 . "$(dirname "$0")/lib.sh"
-program=${1:-$checkout/target/fruixd}
 
-root=$("$checkout/build-aux/provision" frontend)
-[ -x "$program" ] || "$checkout/build-aux/provision" fruixd
 getent group "$FRUIX_BUILD_GROUP" >/dev/null || "$checkout/pre-inst-env" "$checkout/build-aux/daemon" users
-new_stores # nothing but $work: the peek brings a file system of its own
+new_stores none # the peek brings a file system of its own
+program=$(daemon_program "${1:-fruixd}")
+root=$("$checkout/build-aux/provision" frontend)
 
 for kind in ordinary fixed; do
   for side in upstream ours; do
     daemon=guix-daemon
-    # A copy: the program may lie in /tmp, which the peek covers.
-    [ "$side" = upstream ] || { daemon=$work/fruixd && install "$program" "$daemon"; }
+    [ "$side" = upstream ] || daemon=$program
     PEEK_LOG=$work/$kind.$side.log unshare --mount --pid --fork --kill-child --mount-proc \
       "$checkout/build-aux/enter-root" "$root" "$checkout/compat-tests/peek/peek-run.sh" "$kind" \
       "$daemon" --build-users-group="$FRUIX_BUILD_GROUP" >"$work/$kind.$side" 2>"$work/$kind.$side.error" ||

@@ -4,14 +4,13 @@
 set -euo pipefail
 # shellcheck source=compat-tests/main-job/lib.sh
 . "$(dirname "$0")/lib.sh"
-daemon=${1:-fruixd}
 
 if [ -z "${FRUIX_INSIDE:-}" ]; then
   new_stores store
   cd "$checkout"
-  FRUIX_DAEMON=$daemon ./build-aux/provision all
-  on store "$daemon" "$here/profile.sh" "$daemon" >"$work/log" 2>&1 || { tail -n 40 "$work/log" >&2; exit 1; }
-  say "$daemon: generations made, switched, rolled back, deleted and collected"
+  daemon=$(daemon_program "${1:-fruixd}")
+  on store "$daemon" "$here/profile.sh" >"$work/log" 2>&1 || { tail -n 40 "$work/log" >&2; exit 1; }
+  say "${daemon##*/}: generations made, switched, rolled back, deleted and collected"
   exit 0
 fi
 
