@@ -72,7 +72,7 @@ impl Store {
     /// archive. It is read in small pieces. Memory does not depend on the archive.
     ///
     /// # Errors
-    /// [`Error::Nar`], [`Error::RegularFileExpected`], [`Error::BadName`], [`Error::Io`].
+    /// [`Error::Nar`], [`Error::RegularFileExpected`], [`Error::BadName`], [`Error::Io`], and for derivations those of [`Store::check_outputs`].
     pub fn add_from_nar(&self, roots: &TempRoots, name: &str, recursive: bool, algo: HashAlgo, source: &mut dyn Read) -> Result<StorePath> {
         if let Err(error) = check_name(name) {
             Reader::new(source).skip_to_end()?;
@@ -179,8 +179,15 @@ impl Store {
         self.publish(info, parsed, &staged, create)
     }
 
-    /// Makes the path of `info` valid, unless somebody else was faster. It must be a root already. `parsed` are derivations that were checked.
-    fn publish(&self, info: PathInfo, parsed: Parsed, staged: &Staged, create: impl FnOnce(&Place<'_>) -> Result<()>) -> Result<StorePath> {
+    /// Makes the path of `info` valid, unless somebody else was faster. It must be a root already. `parsed` are derivations that were checked;
+    /// what else has a derivation's name is checked here, since whatever is registered under such a name can be built.
+    fn publish(
+        &self,
+        info: PathInfo,
+        mut parsed: Parsed,
+        staged: &Staged,
+        create: impl FnOnce(&Place<'_>) -> Result<()>,
+    ) -> Result<StorePath> {
         let mut lock = self.lock_paths(slice::from_ref(&info.path), true)?;
         if let Some(lock) = &mut lock {
             // Valid or gone, when this is over: nobody will wait for it.
@@ -191,6 +198,11 @@ impl Store {
         }
         let place = staged.place();
         create(&place)?;
+        if info.path.is_derivation() && !parsed.contains_key(&info.path) {
+            let drv = self.read_derivation_at(&info.path, &place)?;
+            self.check_outputs(&info.path, &drv)?;
+            parsed.insert(info.path.clone(), drv);
+        }
         self.deduplicate(&place)?;
         let result = self.put_in_place(&place, &info.path).and_then(|()| {
             // The file's contents and its name in one go: until it is registered nobody trusts either.
@@ -574,6 +586,38 @@ mod tests {
         assert_eq!(store.read_derivation(&good).unwrap().outputs.len(), 1);
         let error = store.add_text(&roots, "b.drv", b"nonsense", &BTreeSet::new()).unwrap_err();
         assert!(matches!(error, Error::BadDerivation { .. }), "{error}");
+    }
+
+    /// A derivation that claims another's output would have its builder write there, whichever way it came in.
+    #[test]
+    fn derivations_in_archives_are_checked_too() {
+        let test = test_store();
+        let store = &test.store;
+        let path = text_path(store.store_dir(), "victim", b"", &BTreeSet::new()).unwrap();
+        let claim = store.print(&path);
+        let drv = |padding: usize| {
+            let padding = "x".repeat(padding);
+            format!("Derive([(\"out\",\"{claim}\",\"\",\"\")],[],[],\"x86_64-linux\",\"/bin/sh\",[\"{padding}\"],[(\"out\",\"{claim}\")])")
+                .into_bytes()
+        };
+        let file = |contents: &[u8]| {
+            let mut writer = Writer::new(Vec::new());
+            writer.file(false, contents.len() as u64).unwrap();
+            writer.data(contents).unwrap();
+            writer.finish().unwrap()
+        };
+        // One that is held in memory, and one that is unpacked as it comes.
+        for size in [0, 2 * IN_MEMORY] {
+            for recursive in [false, true] {
+                let error = add(&test, "a.drv", recursive, HashAlgo::Sha256, &file(&drv(size))).unwrap_err();
+                assert!(matches!(error, Error::IncorrectOutput { .. }), "{error}");
+            }
+        }
+        for (recursive, archive) in [(true, tree(10)), (true, file(b"nonsense")), (false, file(b"nonsense"))] {
+            let error = add(&test, "a.drv", recursive, HashAlgo::Sha256, &archive).unwrap_err();
+            assert!(matches!(error, Error::BadDerivation { .. }), "{error}");
+        }
+        assert!(store.all_valid().unwrap().is_empty());
     }
 
     #[test]

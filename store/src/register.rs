@@ -1,7 +1,6 @@
 //! Making paths valid, and invalid again.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::OsStr;
 use std::io::Read;
 use std::sync::{MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -11,7 +10,7 @@ use fruix_drv::{Derivation, ModuloCache, StorePath, aterm, verify_output_paths};
 use nix::sys::stat::{SFlag, fstat};
 use rusqlite::{Connection, Transaction};
 
-use crate::fsutil::{kind, open_file_at};
+use crate::fsutil::{Place, kind, open_file_at};
 use crate::info::row_id;
 use crate::{Error, PathInfo, Result, Store};
 
@@ -33,15 +32,20 @@ impl Store {
     /// # Errors
     /// [`Error::Io`], [`Error::LargeDerivation`], [`Error::BadDerivation`].
     pub fn read_derivation(&self, path: &StorePath) -> Result<Derivation> {
-        let shown = self.real_path(path);
-        let fd = open_file_at(self.dir(), OsStr::new(path.base_name())).map_err(Error::io("opening file", &shown))?;
-        let stat = fstat(&fd).map_err(Error::io("getting attributes of path", &shown))?;
+        self.read_derivation_at(path, &self.place(path))
+    }
+
+    /// Reads the derivation that is at `place` and is, or will be, `path`.
+    pub(crate) fn read_derivation_at(&self, path: &StorePath, place: &Place<'_>) -> Result<Derivation> {
+        let shown = &place.shown;
+        let fd = open_file_at(place.dir, &place.name).map_err(Error::io("opening file", shown))?;
+        let stat = fstat(&fd).map_err(Error::io("getting attributes of path", shown))?;
         if kind(&stat) != SFlag::S_IFREG {
             return Err(self.bad_derivation(path, "it is no regular file".to_owned()));
         }
         let limit = aterm::MAX_SIZE as u64;
         let mut bytes = Vec::with_capacity(usize::try_from(stat.st_size).unwrap_or(0).min(aterm::MAX_SIZE));
-        std::fs::File::from(fd).take(limit.saturating_add(1)).read_to_end(&mut bytes).map_err(Error::io("reading file", &shown))?;
+        std::fs::File::from(fd).take(limit.saturating_add(1)).read_to_end(&mut bytes).map_err(Error::io("reading file", shown))?;
         self.parse_derivation(path, &bytes)
     }
 
