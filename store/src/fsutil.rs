@@ -5,7 +5,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -367,6 +367,7 @@ pub(crate) fn make_accessible(dir: impl AsFd, name: &OsStr) -> io::Result<()> {
             | Mode::S_IRUSR
             | Mode::S_IWUSR
             | (if kind(&stat) == SFlag::S_IFDIR { Mode::S_IXUSR } else { Mode::empty() });
+        use std::os::fd::AsRawFd;
         // The only way to change the mode of a file that can only be opened with O_PATH.
         let through = PathBuf::from(format!("/proc/self/fd/{}", held.as_raw_fd()));
         fchmodat(AT_FDCWD, &through, mode, FchmodatFlags::FollowSymlink)?;
