@@ -223,7 +223,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Client<S> {
     async fn reply<C: Call>(&mut self) -> Result<<C::Reply as Codec>::Value, Error> {
         let mut source = Source::reply(&mut self.stream, &self.context);
         let reply = C::Reply::decode(&mut source).await?;
-        match source.take_refusal() {
+        match source.take_impossible() {
             None => Ok(reply),
             Some(value) => Err(wire::Error::Invalid { what: "reply", value }.into()),
         }

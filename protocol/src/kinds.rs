@@ -176,7 +176,7 @@ fn store_path(path: &BString, source: &mut Source<'_>) -> Result<StorePath, Erro
     if !is_in_store(path, store_dir) {
         return Err(Error::NotInStore { path: path.clone() });
     }
-    source.refuse(format!("path `{path}' is not valid"));
+    source.note_impossible(path.clone());
     StorePath::from_base_name(PLACEHOLDER).map_err(|_| Error::NotInStore { path: path.clone() })
 }
 
@@ -201,6 +201,32 @@ impl Codec for MaybePath {
     }
     fn sample(samples: &mut Samples) -> Option<StorePath> {
         samples.coin().then(|| samples.store_path())
+    }
+}
+
+/// Store paths of which the known ones are asked for. One under an impossible name is known to nobody and left out;
+/// one that is not directly beneath the store directory ends the connection.
+#[derive(Debug)]
+pub struct Candidates;
+
+impl Codec for Candidates {
+    type Value = Vec<StorePath>;
+    fn name() -> String {
+        "list of store path, impossible ones left out".into()
+    }
+    fn encode(value: &Vec<StorePath>, sink: &mut Sink<'_>) {
+        List::<Path>::encode(value, sink);
+    }
+    async fn decode(source: &mut Source<'_>) -> Result<Vec<StorePath>, Error> {
+        let mut paths = Vec::new();
+        for _ in 0..source.count("store paths").await? {
+            let path = StoreItem::decode(source).await?;
+            paths.extend(source.context().store_dir.parse(&path).ok());
+        }
+        Ok(paths)
+    }
+    fn sample(samples: &mut Samples) -> Vec<StorePath> {
+        List::<Path>::sample(samples)
     }
 }
 

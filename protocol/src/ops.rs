@@ -6,13 +6,15 @@
 //! A dialect is a block of the declaration. What differs between the versions of one dialect is said at the field
 //! ([`Until`](crate::kinds::Until)); what differs between dialects is another block with its own module.
 
-use std::{fmt, future::Future};
+use std::{collections::BTreeSet, fmt, future::Future};
+
+use bstr::BString;
 
 use crate::{
     client::{Client, Error as ClientError},
     kinds::{
-        AnyPath, Bool, BuildMode, GcAction, Int, List, Long, Maybe, MaybePath, NarHash, One, OptionValue, Pair, Path, Set, ShortString,
-        StoreItem, Text, Until,
+        AnyPath, Bool, BuildMode, Candidates, GcAction, Int, List, Long, Maybe, MaybePath, NarHash, One, OptionValue, Pair, Path, Set,
+        ShortString, StoreItem, Text, Until,
     },
     sample::Samples,
     server::{OpError, Peer, Work},
@@ -661,19 +663,19 @@ operations! {
     /// What substituters say of several paths; those that none offers are left out.
     30 QuerySubstitutablePathInfos query_substitutable_path_infos since 0x160 {
         /// The paths.
-        paths: List<Path>,
+        paths: Candidates,
     } Plain -> List<Pair<Path, SubstitutableInfo>>;
 
     /// Those of several paths that are valid.
     31 QueryValidPaths query_valid_paths since 0x160 {
         /// The paths.
-        paths: List<Path>,
+        paths: Candidates,
     } Plain -> Set<Path>;
 
     /// Those of several paths that a substituter offers.
     32 QuerySubstitutablePaths query_substitutable_paths since 0x160 {
         /// The paths.
-        paths: List<Path>,
+        paths: Candidates,
     } Plain -> Set<Path>;
 
     /// The valid derivations that a path may come from.
@@ -706,5 +708,23 @@ impl AddToStore {
     /// Whether the archive is hashed as a whole, and by which algorithm's name, the obsolete flag considered.
     pub fn method(&self) -> (bool, &[u8]) {
         if self.fixed { (self.recursive, &self.hash_algo) } else { (true, b"sha256") }
+    }
+}
+
+impl Operation {
+    /// The answer to a request about a path that lies directly beneath the store directory under a name that no store
+    /// path has. guix-daemon looks such paths up in its database, where they are not.
+    ///
+    /// # Errors
+    /// For most operations that the path is not valid.
+    pub fn impossible(self, path: &BString) -> Result<Reply, OpError> {
+        match self {
+            Operation::HasSubstitutes => Ok(Reply::HasSubstitutes(false)),
+            Operation::QueryReferrers => Ok(Reply::QueryReferrers(BTreeSet::new())),
+            Operation::QueryValidDerivers => Ok(Reply::QueryValidDerivers(BTreeSet::new())),
+            Operation::AddTempRoot => Ok(Reply::AddTempRoot(())),
+            Operation::EnsurePath => Err(OpError::new(format!("path `{path}' does not exist and cannot be created"))),
+            _ => Err(OpError::new(format!("path `{path}' is not valid"))),
+        }
     }
 }

@@ -33,7 +33,7 @@ use tokio::{
 
 use crate::{
     nar,
-    ops::{Operation, Request, Service, Stage, Stream, Who, dispatch},
+    ops::{Operation, Reply, Request, Service, Stage, Stream, Who, dispatch},
     shared::Shared,
     wire::{self, Context, MAGIC_CLIENT, MAGIC_DAEMON, STDERR_ERROR, STDERR_LAST, Source, Version},
 };
@@ -395,29 +395,25 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Session<T> {
             let mut feed = self.feed();
             let mut source = Source::request(&mut feed, context);
             let request = Request::decode(operation, &mut source).await;
-            Ok(request.map(|request| (request, source.take_refusal())))
+            Ok(request.map(|request| (request, source.take_impossible())))
         })
         .await?;
-        let (request, refusal) = match decoded {
+        let (request, impossible) = match decoded {
             Ok(decoded) => decoded,
             Err(wire::Error::Io { what, source }) => return Err(SessionError::Lost { what, source }),
             Err(wire::Error::Truncated { what }) => return Err(lost(what)(io::ErrorKind::UnexpectedEof.into())),
             Err(error) => return self.refuse(error.into()).await,
         };
-        let early = match (refusal, request.denial(&self.peer)) {
-            (_, Some(denial)) if denial.stage == Stage::Closing => {
-                return self.refuse(OpError::new(denial.message)).await;
-            }
-            (Some(message), _) => Some(OpError::new(message)),
-            (None, denial) => denial.map(|denial| OpError::new(denial.message)),
-        };
-        if let Some(error) = early {
-            // An archive would follow.
-            if info.stream == Stream::Archive {
-                return self.refuse(error).await;
-            }
-            self.fail(&error).await?;
-            return Ok(Step::Next);
+        if let Some(denial) = request.denial(&self.peer) {
+            let error = OpError::new(denial.message);
+            // Behind the fields of a refused request its archive would follow.
+            return match (denial.stage, info.stream) {
+                (Stage::Keeping, Stream::Plain) => self.answer(Err(error), context).await,
+                _ => self.refuse(error).await,
+            };
+        }
+        if let Some(path) = impossible {
+            return self.answer(operation.impossible(&path), context).await;
         }
 
         let number = self.shared.start(info.stream);
@@ -425,19 +421,24 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Session<T> {
         let handler = dispatch(service, request, &mut work);
         let result = self.drive(handler).await?;
         let in_step = self.shared.stop();
+        let Some(result) = result else { return Ok(Step::Gone) };
+        let step = self.answer(result, context).await?;
+        Ok(if in_step { step } else { Step::Close })
+    }
+
+    async fn answer(&mut self, result: Result<Reply, OpError>, context: &Context) -> Result<Step, SessionError> {
         match result {
-            None => Ok(Step::Gone),
-            Some(Ok(reply)) => {
+            Ok(reply) => {
                 self.send(|out| {
                     out.extend_from_slice(&STDERR_LAST.to_le_bytes());
                     reply.encode(&mut wire::Sink::new(out, context));
                 })
                 .await?;
-                Ok(if in_step { Step::Next } else { Step::Close })
+                Ok(Step::Next)
             }
-            Some(Err(error)) => {
+            Err(error) => {
                 self.fail(&error).await?;
-                Ok(if in_step && !error.close { Step::Next } else { Step::Close })
+                Ok(if error.close { Step::Close } else { Step::Next })
             }
         }
     }

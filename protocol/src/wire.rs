@@ -211,12 +211,12 @@ pub struct Source<'a> {
     context: &'a Context,
     max_items: u64,
     budget: u64,
-    refusal: Option<BString>,
+    impossible: Option<BString>,
 }
 
 impl fmt::Debug for Source<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Source").field("budget", &self.budget).field("refusal", &self.refusal).finish_non_exhaustive()
+        f.debug_struct("Source").field("budget", &self.budget).field("impossible", &self.impossible).finish_non_exhaustive()
     }
 }
 
@@ -224,13 +224,13 @@ impl<'a> Source<'a> {
     /// Reads one request from a client that nobody trusts with memory.
     pub fn request(reader: &'a mut (dyn AsyncRead + Unpin + Send), context: &'a Context) -> Self {
         let (max_items, budget) = (limits::REQUEST_ITEMS, limits::REQUEST_BYTES);
-        Source { reader, context, max_items, budget, refusal: None }
+        Source { reader, context, max_items, budget, impossible: None }
     }
 
     /// Reads one reply of a daemon, which may list a whole store.
     pub fn reply(reader: &'a mut (dyn AsyncRead + Unpin + Send), context: &'a Context) -> Self {
         let (max_items, budget) = (limits::REPLY_ITEMS, limits::REPLY_BYTES);
-        Source { reader, context, max_items, budget, refusal: None }
+        Source { reader, context, max_items, budget, impossible: None }
     }
 
     /// What the decoding depends on.
@@ -296,17 +296,15 @@ impl<'a> Source<'a> {
         Ok(count)
     }
 
-    /// Notes that the message, read to its end, is to be answered with this error: unlike an [`Error`] it leaves the
-    /// stream in step. The first one counts.
-    pub fn refuse(&mut self, message: impl Into<BString>) {
-        if self.refusal.is_none() {
-            self.refusal = Some(message.into());
-        }
+    /// Notes a path that lies where store paths lie but cannot be one. The message is read on; what is to be answered
+    /// is [`Operation::impossible`](crate::ops::Operation::impossible). The first such path counts.
+    pub fn note_impossible(&mut self, path: BString) {
+        self.impossible.get_or_insert(path);
     }
 
-    /// What [`Source::refuse`] was told.
-    pub fn take_refusal(&mut self) -> Option<BString> {
-        self.refusal.take()
+    /// What [`Source::note_impossible`] was told.
+    pub fn take_impossible(&mut self) -> Option<BString> {
+        self.impossible.take()
     }
 
     fn charge(&mut self, length: u64) -> Result<(), Error> {
@@ -337,12 +335,12 @@ pub fn encode<C: Codec>(value: &C::Value, context: &Context) -> Vec<u8> {
 /// Reads a value from memory, under the bounds of a request. Returns it with the bytes that follow it.
 ///
 /// # Errors
-/// [`Error`]; what [`Source::refuse`] would have noted is [`Error::Invalid`] here.
+/// [`Error`]; what [`Source::note_impossible`] would have noted is [`Error::Invalid`] here.
 pub fn decode<'b, C: Codec>(mut bytes: &'b [u8], context: &Context) -> Result<(C::Value, &'b [u8]), Error> {
     let value = now(async {
         let mut source = Source::request(&mut bytes, context);
         let value = C::decode(&mut source).await?;
-        match source.take_refusal() {
+        match source.take_impossible() {
             None => Ok(value),
             Some(value) => Err(Error::Invalid { what: "value", value }),
         }

@@ -172,6 +172,7 @@ async fn errors_close_the_connection_where_upstream_closes_it() {
         (ROOT, [words(&[5]), string("/etc/passwd")].concat(), "path `/etc/passwd' is not in the store", false),
         (ROOT, [words(&[5]), string("/frx/store/x/y")].concat(), "path `/frx/store/x/y' is not in the store", false),
         (ROOT, [words(&[5]), string("/frx/store/x")].concat(), "path `/frx/store/x' is not valid", true),
+        (ROOT, [words(&[10]), string("/frx/store/x")].concat(), "path `/frx/store/x' does not exist and cannot be created", true),
         (ROOT, [words(&[5]), b"\x01\0\0\0\0\0\0\0/aaaaaaa".to_vec()].concat(), "non-zero padding", false),
         (untrusted, words(&[9, 0, 1]), "repairing is a privileged operation", false),
         (untrusted, words(&[35, 0, 1]), "you are not privileged to repair paths", true),
@@ -202,6 +203,29 @@ async fn errors_close_the_connection_where_upstream_closes_it() {
             assert_eq!(task.await.unwrap().unwrap(), End::Refused);
         }
     }
+}
+
+/// guix-daemon takes any name beneath the store directory for a store path; ours know better, and say the same.
+#[tokio::test]
+async fn impossible_names_are_valid_nowhere() {
+    let context = context("/frx/store", Version::GUIX_1_100);
+    let (mut stream, _task) = start(&Dummy::new("/frx/store"), ROOT);
+    greet(&mut stream, context.version).await;
+    let mut name = Vec::new();
+    put_string(&mut name, b"/frx/store/x");
+    for (code, reply) in [(3, vec![0_u64]), (6, vec![0]), (33, vec![0]), (11, vec![1])] {
+        stream.write_all(&[&u64::to_le_bytes(code)[..], &name].concat()).await.unwrap();
+        for word in [vec![STDERR_LAST], reply].concat() {
+            assert_eq!(stream.read_u64_le().await.unwrap(), word, "operation {code}");
+        }
+    }
+    // Among candidates they are left out.
+    let mut rest = [&2_u64.to_le_bytes()[..], &name, &[0; 8]].concat();
+    let good = Samples::new(1, context.store_dir.clone()).store_path();
+    rest.truncate(8 + name.len());
+    put_string(&mut rest, context.store_dir.display(&good).as_bytes());
+    let (read, left) = decode::<QueryValidPaths>(&rest, &context).unwrap();
+    assert_eq!((read.paths, left.len()), (vec![good], 0));
 }
 
 #[tokio::test]
