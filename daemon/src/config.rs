@@ -186,6 +186,8 @@ pub struct Settings {
     pub debug: bool,
     /// Whether to serve a store that the database does not know.
     pub adopt_empty_database: bool,
+    /// Whether the store directory's name may lead through a symbolic link (`NIX_IGNORE_SYMLINK_STORE=1`).
+    pub allow_symlinked_store: bool,
     /// Where build directories are made.
     pub tmp_dir: PathBuf,
 }
@@ -283,6 +285,7 @@ impl Settings {
             listen,
             debug: flags.debug,
             adopt_empty_database: flags.adopt_empty_database,
+            allow_symlinked_store: get(&["NIX_IGNORE_SYMLINK_STORE"]).is_some_and(|value| value == "1"),
             tmp_dir: get(&["TMPDIR"]).map_or_else(|| PathBuf::from("/tmp"), PathBuf::from),
             state_dir,
         })

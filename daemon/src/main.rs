@@ -27,7 +27,9 @@ fn run(flags: &Flags) -> Result<(), Error> {
     if let Some(drv) = &flags.explain {
         return explain::print(&settings, drv);
     }
-    // First of all: the helper that starts builders is a copy of this process as it is now.
+    // Where the store is mounted read-only for everybody, we see it otherwise; and so will all whom we start.
+    fruix_store::ensure_store_writable(&server::store_config(&settings, None))?;
+    // Before anything else is opened or started: the helper that starts builders is a copy of this process as it is now.
     let spawner = SpawnerHandle::start(builtins::lookup)?;
     let level = if settings.debug { "debug" } else { "info" };
     let filter = EnvFilter::try_from_env("FRUIXD_LOG").unwrap_or_else(|_| EnvFilter::new(level));

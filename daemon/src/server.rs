@@ -55,8 +55,9 @@ impl Shared {
     }
 }
 
-/// Opens the store that `settings` name.
-pub fn open_store(settings: &Settings, build_users_gid: Option<u32>) -> Result<Store, Error> {
+/// How the store that `settings` name is opened.
+#[must_use]
+pub fn store_config(settings: &Settings, build_users_gid: Option<u32>) -> fruix_store::Config {
     let mut config = fruix_store::Config::new(settings.store_dir.clone(), settings.state_dir.clone());
     config.log_dir.clone_from(&settings.log_dir);
     config.db_dir.clone_from(&settings.db_dir);
@@ -65,7 +66,13 @@ pub fn open_store(settings: &Settings, build_users_gid: Option<u32>) -> Result<S
     config.gc_keep_outputs = settings.gc_keep_outputs;
     config.gc_keep_derivations = settings.gc_keep_derivations;
     config.adopt_items = settings.adopt_empty_database;
-    Ok(Store::open(config)?)
+    config.allow_symlinked_store = settings.allow_symlinked_store;
+    config
+}
+
+/// Opens the store that `settings` name.
+pub fn open_store(settings: &Settings, build_users_gid: Option<u32>) -> Result<Store, Error> {
+    Ok(Store::open(store_config(settings, build_users_gid))?)
 }
 
 /// Serves until told to stop.

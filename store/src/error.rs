@@ -75,7 +75,7 @@ pub enum Error {
     #[error(
         "store directory `{}' has {items} items, but the database in `{}' knows none of them; going on would treat them all as garbage. \
          Check the state directory (GUIX_STATE_DIRECTORY), or restore the database from a backup; \
-         only if these items are to be given up, start once with --adopt-store-items",
+         only if these items are to be given up, start once with --adopt-empty-database",
         store.display(), database.display()
     )]
     UnknownItems {
