@@ -1,5 +1,5 @@
 //! What is written is read back, to the last byte; what is hostile costs nothing; the page of the protocol is current.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
 mod common;
 

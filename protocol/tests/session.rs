@@ -1,5 +1,5 @@
 //! A session against peers that behave, and peers that do not.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
 mod common;
 

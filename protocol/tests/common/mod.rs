@@ -1,5 +1,5 @@
 //! A service that answers every request with a sample, and peers to talk to it.
-#![allow(dead_code, missing_docs, unreachable_pub)]
+#![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used, clippy::panic)]
 
 use std::{
     io::Read,

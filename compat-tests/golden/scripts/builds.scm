@@ -1,0 +1,41 @@
+;; Builds that succeed, fail and are compared.
+(load "/frx/scripts/common.scm")
+
+(with-store store
+  (set-build-options store #:keep-going? #t #:print-build-trace #t
+                     #:print-extended-build-trace? #t #:multiplexed-build-output? #t)
+  (let* ((one (shell-derivation store "one" "echo one; echo err >&2; echo $who > $out"))
+         (two (derivation store "two" %shell
+                          (list "-c" (string-append "read -r line < " (derivation->output-path one)
+                                                    "; printf '\\xff\\x00 no newline'; echo $line > $out"))
+                          #:inputs (list (derivation-input one)) #:sources (list %shell)))
+         (many (shell-derivation store "many" "echo o > $out; echo d > $doc"
+                                 #:outputs '("out" "doc")))
+         (fails (shell-derivation store "fails" "echo about to fail; exit 3"))
+         (needs (derivation store "needs" %shell (list "-c" "echo > $out")
+                            #:inputs (list (derivation-input fails)) #:sources (list %shell)))
+         (silent (shell-derivation store "silent" "true"))
+         (random (shell-derivation store "random" "echo $RANDOM$RANDOM > $out"))
+         (download (derivation store "download" "builtin:download" '()
+                               #:env-vars '(("url" . "\"file:///frx/scripts/nothing\""))
+                               #:hash-algo 'sha256
+                               #:hash (make-bytevector 32 7))))
+    (attempt (build-things store (list (derivation-file-name two))))
+    (attempt (build-things store (list (derivation-file-name two))))
+    (attempt (build-things store (list (derivation->output-path one))))
+    (attempt (build-things store (list (cons (derivation-file-name many) "doc"))))
+    (attempt (query-derivation-outputs store (derivation-file-name many)))
+    (attempt (build-things store (list (derivation-file-name one)) (build-mode check)))
+    (attempt (build-things store (list (derivation-file-name fails))))
+    (attempt (build-things store (list (derivation-file-name needs)
+                                       (derivation-file-name silent))))
+    (attempt (query-failed-paths store))
+    (attempt (clear-failed-paths store (query-failed-paths store)))
+    (attempt (build-things store (list (derivation-file-name random))))
+    (attempt (build-things store (list (derivation-file-name random)) (build-mode check)))
+    (attempt (build-things store (list (derivation-file-name download))))
+    (attempt (build-things store (list (string-append (%store-prefix) "/" (make-string 32 #\0)
+                                                      "-missing.drv"))))
+    (attempt (build-things store (list (string-append (%store-prefix) "/" (make-string 32 #\0)
+                                                      "-missing"))))
+    (attempt (build-things store (list (derivation-file-name one)) (build-mode repair)))))
