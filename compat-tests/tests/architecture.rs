@@ -1,4 +1,5 @@
 //! The arrows of `docs/architecture.md`, held against manifests and sources.
+#![allow(clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -36,7 +37,14 @@ const FORBIDDEN: [(&str, &[(&str, &str)]); 3] = [
             ("tokio::fs", "the protocol does no I/O of its own"),
         ],
     ),
-    ("store", &[("tokio", "the store is synchronous"), ("fruix_protocol::ops", "the store knows no client"), ("fruix_protocol::server", "the store knows no client")]),
+    (
+        "store",
+        &[
+            ("tokio", "the store is synchronous"),
+            ("fruix_protocol::ops", "the store knows no client"),
+            ("fruix_protocol::server", "the store knows no client"),
+        ],
+    ),
 ];
 
 fn root() -> PathBuf {
