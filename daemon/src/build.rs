@@ -316,6 +316,9 @@ impl Builder {
         let ids = user.as_ref().map(BuildUser::ids);
         let owner = ids.as_ref().map(|ids| (ids.uid, ids.gid));
         let name = job.drv_path.name();
+        for path in job.redirected.values() {
+            outputs::remove(&self.store, path)?;
+        }
         if job.mode == BuildMode::Normal {
             // What is there is not valid: the locks are ours, and `missing` was found out under them.
             for path in &job.missing {
@@ -470,7 +473,7 @@ impl Builder {
         let mut buffer = vec![0; READ_CHUNK];
         let limit = |seconds: u64| (seconds != 0).then(|| Duration::from_secs(seconds));
         let begun = Instant::now();
-        let (mut last, mut status, mut open) = (begun, None, true);
+        let (mut last, mut status, mut open, mut written) = (begun, None, true, 0_u64);
         while status.is_none() || open {
             // A builder that closes its output and goes on is still timed: the clock is the process's, not the pipe's.
             let deadlines = [
@@ -501,6 +504,13 @@ impl Builder {
                         continue;
                     }
                     last = Instant::now();
+                    written = written.saturating_add(bytes.len() as u64);
+                    if options.max_log_size != 0 && written > options.max_log_size {
+                        let limit = options.max_log_size;
+                        job.audience
+                            .message(Level::Error, &format!("building of `{shown}' killed after writing more than {limit} bytes of log output"));
+                        return self.time_out(job, running).await;
+                    }
                     job.audience.builder_output(pid, bytes);
                     if let Some(log) = log.as_deref_mut() {
                         log.write(bytes)?;
@@ -514,14 +524,19 @@ impl Builder {
                     }
                     let after = nearest.map(|(_, what)| what).unwrap_or_default();
                     job.audience.message(Level::Error, &format!("building of `{shown}' timed out after {after}"));
-                    job.audience.trace(&format!("@ build-failed {shown} - timeout"));
-                    running.kill();
-                    let _ = running.wait().await;
-                    return Ok(Ended::TimedOut);
+                    return self.time_out(job, running).await;
                 }
             }
         }
         Ok(status.map_or(Ended::TimedOut, Ended::Status))
+    }
+
+    /// Ends a build that has had enough.
+    async fn time_out(&self, job: &Job, running: &mut Running) -> Result<Ended, Stop> {
+        job.audience.trace(&format!("@ build-failed {} - timeout", self.store.print(&job.drv_path)));
+        running.kill();
+        let _ = running.wait().await;
+        Ok(Ended::TimedOut)
     }
 
     /// Takes the outputs, or tells why not, and removes what the build leaves; its directory is still there if it is to be kept.
@@ -644,7 +659,6 @@ impl Builder {
                     let hash = Hash::sha256(text).base32();
                     let name = format!("{}-{}", hash.get(..32).unwrap_or_default(), path.name());
                     let other = StorePath::from_base_name(name).map_err(|error| Error::request(error.to_string()))?;
-                    outputs::remove(&self.store, &other)?;
                     facts.redirected.insert(path.clone(), other);
                 }
             }

@@ -3,7 +3,8 @@
 //! Both have a top that only the daemon can enter, so that nothing a builder does to what is below, such as making it writable for all or leaving
 //! a setuid program, is of use to anybody outside. They are reached and removed by descriptor, never by a name that a builder could have swapped.
 
-use std::ffi::OsStr;
+use std::collections::HashMap;
+use std::ffi::{CStr, OsStr};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -13,7 +14,7 @@ use fruix_store::fsutil;
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, renameat};
-use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmod, fchmodat, fstatat, mkdirat};
+use nix::sys::stat::{FchmodatFlags, FileStat, Mode, SFlag, fchmod, fchmodat, fstatat, mkdirat};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fchownat, unlinkat};
 
 use crate::error::Error;
@@ -148,7 +149,9 @@ impl BuildDir {
         let Some((uid, gid)) = user.filter(|(uid, _)| *uid != 0).map(|(uid, gid)| (uid, (gid != 0).then_some(gid))) else {
             return Ok(self.path.clone());
         };
-        secure(&self.top, Some((uid, gid)), 0).map_err(failed)?;
+        let mut met = HashMap::new();
+        count_names(&self.top, &mut met, 0).map_err(failed)?;
+        secure(&self.top, (uid, gid), &met, 0).map_err(failed)?;
         fchown(&self.top, Some(Uid::from_raw(uid)), gid.map(Gid::from_raw)).map_err(failed)?;
         if self.shape == Shape::Flat {
             return Ok(self.path.clone());
@@ -187,37 +190,72 @@ fn remove(parent: &OwnedFd, name: &str, path: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// Takes setuid, setgid and world-write bits off everything below `dir`, and gives it to `owner`.
-fn secure(dir: &impl AsFd, owner: Option<(u32, Option<u32>)>, depth: usize) -> nix::Result<()> {
+/// Calls `act` for each entry of `dir`, with its name and what it is.
+fn each_entry(dir: &impl AsFd, mut act: impl FnMut(&CStr, &FileStat) -> nix::Result<()>) -> nix::Result<()> {
     let copy = openat(dir, ".", dir_flags(), Mode::empty())?;
     let mut entries = Dir::from_fd(copy)?;
     for entry in entries.iter() {
         let entry = entry?;
         let name = entry.file_name();
-        if [&b"."[..], b".."].contains(&name.to_bytes()) {
-            continue;
-        }
-        let stat = fstatat(dir, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
-        let kind = SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits());
-        if kind == SFlag::S_IFDIR {
-            if depth < MAX_DEPTH {
-                let below = openat(dir, name, dir_flags(), Mode::empty())?;
-                secure(&below, owner, depth + 1)?;
-            } else {
-                continue;
-            }
-        } else if kind != SFlag::S_IFLNK && stat.st_nlink > 1 {
-            continue;
-        }
-        if kind != SFlag::S_IFLNK {
-            let mode = Mode::from_bits_truncate(stat.st_mode & 0o1775);
-            fchmodat(dir, name, mode, FchmodatFlags::FollowSymlink)?;
-        }
-        if let Some((uid, gid)) = owner {
-            fchownat(dir, name, Some(Uid::from_raw(uid)), gid.map(Gid::from_raw), AtFlags::AT_SYMLINK_NOFOLLOW)?;
+        if ![&b"."[..], b".."].contains(&name.to_bytes()) {
+            act(name, &fstatat(dir, name, AtFlags::AT_SYMLINK_NOFOLLOW)?)?;
         }
     }
     Ok(())
+}
+
+fn is_dir(stat: &FileStat) -> bool {
+    SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFDIR
+}
+
+/// A file, whatever its names.
+fn identity(stat: &FileStat) -> (nix::libc::dev_t, nix::libc::ino_t) {
+    (stat.st_dev, stat.st_ino)
+}
+
+/// How many names it has.
+#[allow(clippy::unnecessary_cast)] // The types differ between platforms.
+fn names(stat: &FileStat) -> u64 {
+    stat.st_nlink as u64
+}
+
+/// Counts the names below `dir` of each file with several.
+fn count_names(dir: &impl AsFd, met: &mut HashMap<(nix::libc::dev_t, nix::libc::ino_t), u64>, depth: usize) -> nix::Result<()> {
+    each_entry(dir, |name, stat| {
+        if is_dir(stat) {
+            if depth < MAX_DEPTH { count_names(&openat(dir, name, dir_flags(), Mode::empty())?, met, depth + 1) } else { Ok(()) }
+        } else {
+            if names(stat) > 1 {
+                *met.entry(identity(stat)).or_default() += 1;
+            }
+            Ok(())
+        }
+    })
+}
+
+/// Takes setuid, setgid and world-write bits off everything below `dir`, and gives it to `owner`; not what has a name elsewhere, or is too deep.
+fn secure(
+    dir: &impl AsFd,
+    owner: (u32, Option<u32>),
+    met: &HashMap<(nix::libc::dev_t, nix::libc::ino_t), u64>,
+    depth: usize,
+) -> nix::Result<()> {
+    each_entry(dir, |name, stat| {
+        let link = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFLNK;
+        if is_dir(stat) {
+            if depth >= MAX_DEPTH {
+                return Ok(());
+            }
+            secure(&openat(dir, name, dir_flags(), Mode::empty())?, owner, met, depth + 1)?;
+        } else if names(stat) > 1 && met.get(&identity(stat)).copied().unwrap_or_default() < names(stat) {
+            return Ok(());
+        }
+        if !link {
+            fchmodat(dir, name, Mode::from_bits_truncate(stat.st_mode & 0o1775), FchmodatFlags::FollowSymlink)?;
+        }
+        let (uid, gid) = owner;
+        fchownat(dir, name, Some(Uid::from_raw(uid)), gid.map(Gid::from_raw), AtFlags::AT_SYMLINK_NOFOLLOW)
+    })
 }
 
 /// The number of bytes free for ordinary use where `file` is; the largest number where that cannot be told.

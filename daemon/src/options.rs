@@ -44,12 +44,20 @@ pub struct ClientOptions {
     pub max_silent_time: u64,
     /// Rounds of each build.
     pub rounds: u64,
+    /// Bytes that a build may write to its log; 0: no limit. For trusted clients to set.
+    pub max_log_size: u64,
 }
 
-/// A setting that should be a number and is not.
+/// A setting whose value makes no sense: the session ends.
 #[derive(Debug, thiserror::Error)]
-#[error("configuration setting `{0}' should have an integer value")]
-pub struct NotANumber(String);
+pub enum BadOption {
+    /// It should be a number and is not.
+    #[error("configuration setting `{0}' should have an integer value")]
+    Number(String),
+    /// It should be a truth value and is not.
+    #[error("configuration option `{0}' should be either `true' or `false', not `{1}'")]
+    Boolean(String, String),
+}
 
 impl ClientOptions {
     /// The daemon's own.
@@ -68,25 +76,42 @@ impl ClientOptions {
             timeout: settings.timeout,
             max_silent_time: settings.max_silent_time,
             rounds: settings.rounds,
+            max_log_size: 0,
         }
     }
 
-    /// Takes one named setting of the client. Those that are not for clients to set are passed over, as upstream does.
-    pub fn set(&mut self, name: &[u8], value: &[u8]) -> Result<(), NotANumber> {
+    /// Takes one named setting of the client. Those that are not for it to set are passed over, as upstream does.
+    pub fn set(&mut self, name: &[u8], value: &[u8], trusted: bool) -> Result<(), BadOption> {
         let number = || {
             std::str::from_utf8(value)
                 .ok()
-                .and_then(|text| text.parse::<u64>().ok())
-                .ok_or_else(|| NotANumber(String::from_utf8_lossy(name).into_owned()))
+                .and_then(|text| text.trim_start().parse::<i64>().ok())
+                .ok_or_else(|| BadOption::Number(String::from_utf8_lossy(name).into_owned()))
         };
+        // Upstream takes what is below zero, and means nothing sensible by it: no time is no limit.
+        let seconds = || number().map(|number| u64::try_from(number).unwrap_or(0));
+        // A count wraps.
+        let count = || number().map(|number| u64::try_from(number).unwrap_or_else(|_| u64::from(number as u32)));
         match name {
-            b"build-timeout" => self.timeout = number()?,
-            b"build-max-silent-time" => self.max_silent_time = number()?,
-            b"build-max-jobs" => self.max_jobs = number()?,
-            b"build-cores" => self.cores = number()?,
-            b"build-repeat" => self.rounds = number()?.saturating_add(1),
-            b"multiplexed-build-output" => self.multiplexed = value == b"true",
+            b"build-timeout" => self.timeout = seconds()?,
+            b"build-max-silent-time" => self.max_silent_time = seconds()?,
+            b"build-max-jobs" => self.max_jobs = count()?,
+            b"build-cores" => self.cores = count()?,
+            b"build-repeat" => self.rounds = count()?.saturating_add(1),
+            b"multiplexed-build-output" => {
+                self.multiplexed = match value {
+                    b"true" => true,
+                    b"false" => false,
+                    _ => {
+                        return Err(BadOption::Boolean(
+                            String::from_utf8_lossy(name).into_owned(),
+                            String::from_utf8_lossy(value).into_owned(),
+                        ));
+                    }
+                }
+            }
             b"print-extended-build-trace" => self.extended_trace = value == b"1",
+            b"build-max-log-size" if trusted => self.max_log_size = count()?,
             _ => {}
         }
         Ok(())

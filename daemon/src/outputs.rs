@@ -64,9 +64,17 @@ impl<'a> Source<'a> {
 /// An output in the staging directory.
 struct Staged<'a> {
     output: &'a DerivationOutput,
+    /// The output's own name, for messages.
+    shown: PathBuf,
     name: OsString,
     /// Whether it is a copy, made canonical, of what the builder made.
     copied: bool,
+}
+
+impl Staged<'_> {
+    fn place<'s>(&self, staging: &'s StagedDir) -> Place<'s> {
+        Place { shown: self.shown.clone(), ..staging.place(self.name.clone()) }
+    }
 }
 
 /// Takes the outputs of a finished builder into the store; or, in an early round, holds them against the next one. The rest of the workspace is
@@ -93,7 +101,7 @@ pub(crate) fn register(
     let canonicalise_all = |from| {
         let mut seen = InodesSeen::new();
         for item in staged.iter().filter(|item| !item.copied) {
-            canonicalise(&staging.place(item.name.clone()), from, &mut seen).map_err(rejection)?;
+            canonicalise(&item.place(&staging), from, &mut seen).map_err(rejection)?;
         }
         Ok::<_, Stop>(seen)
     };
@@ -107,7 +115,7 @@ pub(crate) fn register(
     candidates.extend(job.drv.output_paths().cloned());
     let mut infos = Vec::new();
     for item in &staged {
-        let place = staging.place(item.name.clone());
+        let place = item.place(&staging);
         check_hash(store, job, item.output, &place)?;
         let scanned = fruix_store::scan_at(&place, &candidates)?;
         if job.mode == BuildMode::Check {
@@ -136,7 +144,7 @@ pub(crate) fn register(
             if terms.last {
                 remove(store, &aside)?;
             } else {
-                store.install(&staging.place(item.name.clone()), &aside)?;
+                store.install(&item.place(&staging), &aside)?;
             }
         }
     }
@@ -145,12 +153,12 @@ pub(crate) fn register(
         return Ok(());
     }
     for item in &staged {
-        let place = staging.place(item.name.clone());
+        let place = item.place(&staging);
         store.deduplicate(&place)?;
         store.sync_at(&place)?;
     }
     for (item, info) in staged.iter().zip(&infos) {
-        let place = staging.place(item.name.clone());
+        let place = item.place(&staging);
         if store.is_valid(&item.output.path)? {
             store.replace(&place, info)?;
         } else {
@@ -172,7 +180,8 @@ fn stage<'j>(
 ) -> Result<Staged<'j>, Stop> {
     let shown = store.print(&output.path);
     let written = job.redirected.get(&output.path).unwrap_or(&output.path);
-    let place = source.place(written);
+    // Messages name what everybody knows, not where it is for the moment.
+    let place = Place { shown: store.real_path(&output.path), ..source.place(written) };
     let name = OsString::from(output.path.base_name());
     if !fsutil::exists_at(place.dir, &place.name).map_err(|source| Error::io("getting attributes of path", &place.shown, source))? {
         let drv = store.print(&job.drv_path);
@@ -190,11 +199,11 @@ fn stage<'j>(
     {
         return Err(reject(FailureKind::OutputRejected, format!("output path `{shown}' should be a non-executable regular file")));
     }
-    let target = staging.place(name.clone());
-    let copied = !job.redirected.is_empty() || !output.hash.is_empty();
-    if !copied {
+    let staged = Staged { output, shown: place.shown.clone(), name, copied: !job.redirected.is_empty() || !output.hash.is_empty() };
+    let target = staged.place(staging);
+    if !staged.copied {
         let from = place.name.as_os_str();
-        nix::fcntl::renameat(place.dir, from, target.dir, name.as_os_str())
+        nix::fcntl::renameat(place.dir, from, target.dir, target.name.as_os_str())
             .map_err(|errno| Error::io("moving from the sandbox", &place.shown, errno.into()))?;
     } else {
         canonicalise(&place, build_uid, &mut InodesSeen::new()).map_err(rejection)?;
@@ -204,7 +213,7 @@ fn stage<'j>(
         fruix_store::copy_at(&place, &target, &job.rewrites_back()).map_err(rejection)?;
         remove_at(&place)?;
     }
-    Ok(Staged { output, name, copied })
+    Ok(staged)
 }
 
 fn rejection(error: StoreError) -> Stop {

@@ -1,7 +1,9 @@
 //! Who waits for a build: a session's options and the way its lines go.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
 
+use fruix_drv::StorePath;
 use fruix_store::TempRoots;
 
 use crate::options::{ClientOptions, Level};
@@ -24,6 +26,8 @@ pub struct Requester {
     pub gid: Option<u32>,
     sink: Box<dyn LineSink>,
     roots: Option<Arc<TempRoots>>,
+    /// Damaged paths that it has been told of.
+    damaged: Mutex<BTreeSet<StorePath>>,
 }
 
 impl Requester {
@@ -35,7 +39,15 @@ impl Requester {
         sink: Box<dyn LineSink>,
         roots: Option<Arc<TempRoots>>,
     ) -> Arc<Requester> {
-        Arc::new(Requester { id, options, uid: credentials.map(|c| c.0), gid: credentials.map(|c| c.1), sink, roots })
+        Arc::new(Requester {
+            id,
+            options,
+            uid: credentials.map(|c| c.0),
+            gid: credentials.map(|c| c.1),
+            sink,
+            roots,
+            damaged: Mutex::default(),
+        })
     }
 
     /// The temporary roots of the session, where there is one.
@@ -52,6 +64,12 @@ impl Requester {
             bytes.push(b'\n');
             self.sink.send(&bytes);
         }
+    }
+
+    /// Whether to tell that `path` is damaged: once in a request.
+    #[must_use]
+    pub fn hears_of_damage(&self, path: &StorePath) -> bool {
+        self.damaged.lock().unwrap_or_else(PoisonError::into_inner).insert(path.clone())
     }
 
     /// Sends a trace, if the client reads traces.

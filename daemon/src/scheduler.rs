@@ -23,6 +23,10 @@ use crate::options::Level;
 use crate::requester::Requester;
 use crate::roots::keep;
 
+/// How long a build waits at the most for others of its request, that should go first, to find out that they can be started.
+const SETTLE: Duration = Duration::from_millis(100);
+/// How long the slot of a failed build stays taken, so that nothing is started that is given up on the failure's account.
+const REACT: Duration = Duration::from_millis(50);
 /// How long to wait before trying again for locks that another process holds.
 const LOCK_POLL: Duration = Duration::from_millis(500);
 
@@ -269,7 +273,10 @@ impl Goal {
     }
 }
 
-/// Bounds the builds that run at once; those with smaller keys first.
+/// Bounds the builds that run at once, and says which is next: upstream's order, so that a failure finds the same things built.
+///
+/// Upstream goes through all goals in rounds. What a client names is found ready first, its inputs a round later, and so on; those that come too
+/// late for a slot are taken by name from then on.
 #[derive(Default)]
 struct Slots {
     state: Mutex<SlotState>,
@@ -279,9 +286,67 @@ struct Slots {
 #[derive(Default)]
 struct SlotState {
     running: u64,
+    /// Goals that neither wait for their inputs nor are here: one of them may be next.
+    under_way: u64,
+    /// Whether somebody has had to wait for a slot since there was nothing to do.
+    contended: bool,
     next: u64,
-    /// Who waits: by name, then by arrival; with how many may run for this one to start.
-    waiting: BTreeMap<(String, u64), u64>,
+    /// Who waits, with how many may run for this one to start.
+    waiting: BTreeMap<Turn, u64>,
+}
+
+/// Whose turn it is: the smallest, by name first.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Turn {
+    name: String,
+    path: StorePath,
+    arrival: u64,
+    depth: u32,
+}
+
+impl SlotState {
+    fn first(&self) -> Option<&Turn> {
+        let mut ready = self.waiting.iter().filter(|(_, allowed)| self.running < **allowed).map(|(turn, _)| turn);
+        if self.contended { ready.next() } else { ready.min_by_key(|turn| turn.depth) }
+    }
+}
+
+/// Says that a goal is under way.
+struct UnderWay {
+    slots: Arc<Slots>,
+    counted: bool,
+}
+
+impl UnderWay {
+    fn new(slots: &Arc<Slots>) -> UnderWay {
+        let mut new = UnderWay { slots: Arc::clone(slots), counted: false };
+        new.go();
+        new
+    }
+
+    fn go(&mut self) {
+        if !std::mem::replace(&mut self.counted, true) {
+            lock(&self.slots.state).under_way += 1;
+        }
+    }
+
+    fn pause(&mut self) {
+        if std::mem::replace(&mut self.counted, false) {
+            let mut state = lock(&self.slots.state);
+            state.under_way = state.under_way.saturating_sub(1);
+            let settled = state.under_way == 0;
+            drop(state);
+            if settled {
+                self.slots.changed.notify_waiters();
+            }
+        }
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.pause();
+    }
 }
 
 struct Slot(Arc<Slots>);
@@ -290,6 +355,7 @@ impl Drop for Slot {
     fn drop(&mut self) {
         let mut state = lock(&self.0.state);
         state.running = state.running.saturating_sub(1);
+        state.contended &= state.running > 0 || !state.waiting.is_empty();
         drop(state);
         self.0.changed.notify_waiters();
     }
@@ -297,42 +363,48 @@ impl Drop for Slot {
 
 struct Waiting<'a> {
     slots: &'a Slots,
-    key: (String, u64),
+    turn: Turn,
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        lock(&self.slots.state).waiting.remove(&self.key);
+        lock(&self.slots.state).waiting.remove(&self.turn);
         self.slots.changed.notify_waiters();
     }
 }
 
 impl Slots {
-    /// Waits until fewer than `allowed()` builds run and nobody before us could start instead.
-    async fn acquire(self: &Arc<Slots>, name: &str, allowed: impl Fn() -> u64) -> Slot {
-        let key = {
+    /// Waits until fewer than `allowed()` builds run and nobody could start before us.
+    async fn acquire(self: &Arc<Slots>, path: &StorePath, way: &mut UnderWay, depth: u32, allowed: impl Fn() -> u64) -> Slot {
+        let turn = {
             let mut state = lock(&self.state);
             state.next += 1;
-            let key = (name.to_owned(), state.next);
-            state.waiting.insert(key.clone(), allowed());
-            key
+            let turn = Turn { name: path.name().to_owned(), path: path.clone(), arrival: state.next, depth };
+            state.waiting.insert(turn.clone(), allowed());
+            turn
         };
-        let waiting = Waiting { slots: self, key };
+        let waiting = Waiting { slots: self, turn };
+        way.pause();
+        let settled = tokio::time::sleep(SETTLE);
+        tokio::pin!(settled);
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
             {
                 let mut state = lock(&self.state);
-                state.waiting.insert(waiting.key.clone(), allowed());
-                let running = state.running;
-                let first = state.waiting.iter().find(|(_, allowed)| running < **allowed).map(|(key, _)| key);
-                if first == Some(&waiting.key) {
+                state.waiting.insert(waiting.turn.clone(), allowed());
+                if (state.under_way == 0 || settled.is_elapsed()) && state.first() == Some(&waiting.turn) {
                     state.running += 1;
+                    state.waiting.remove(&waiting.turn);
+                    state.contended |= state.waiting.values().any(|allowed| state.running >= *allowed);
                     break;
                 }
             }
-            changed.await;
+            tokio::select! {
+                () = changed => {}
+                () = &mut settled, if !settled.is_elapsed() => {}
+            }
         }
         drop(waiting);
         Slot(Arc::clone(self))
@@ -367,7 +439,7 @@ impl Scheduler {
         for target in targets {
             match target {
                 Target::Derivation(drv, wanted) => {
-                    let goal = self.0.join(&drv, mode, &wanted, std::slice::from_ref(requester));
+                    let goal = self.0.join(&drv, mode, &wanted, 0, std::slice::from_ref(requester));
                     goals.push((drv, goal));
                 }
                 Target::Path(path) => {
@@ -418,6 +490,22 @@ impl Scheduler {
     }
 }
 
+impl Scheduler {
+    /// Makes `path`, which is damaged or gone, anew.
+    ///
+    /// # Errors
+    /// Nobody knows how, or it cannot be built.
+    pub async fn repair(&self, requester: &Arc<Requester>, path: &StorePath) -> Result<(), Error> {
+        let store = &self.0.store;
+        match store.deriver(path)? {
+            Some(deriver) if store.is_valid(&deriver)? => {
+                self.build(requester, vec![Target::Derivation(deriver, Wanted::All)], BuildMode::Repair).await
+            }
+            _ => Err(fruix_store::Error::CannotRepair { path: store.print(path) }.into()),
+        }
+    }
+}
+
 /// Paths as upstream lists them in messages: `` `a', `b' ``.
 #[must_use]
 pub fn show_paths<'a>(store: &Store, paths: impl IntoIterator<Item = &'a StorePath>) -> String {
@@ -426,8 +514,8 @@ pub fn show_paths<'a>(store: &Store, paths: impl IntoIterator<Item = &'a StorePa
 }
 
 impl Inner {
-    /// The goal for `drv`, running, with `listeners` in its audience; one that is there is shared.
-    fn join(self: &Arc<Inner>, drv: &StorePath, mode: BuildMode, wanted: &Wanted, listeners: &[Arc<Requester>]) -> Arc<Goal> {
+    /// The goal for `drv`, running, with `listeners` in its audience; one that is there is shared. `depth` is how far it is from what a client named.
+    fn join(self: &Arc<Inner>, drv: &StorePath, mode: BuildMode, wanted: &Wanted, depth: u32, listeners: &[Arc<Requester>]) -> Arc<Goal> {
         let key = (drv.clone(), mode);
         let mut goals = lock(&self.goals);
         if let Some(goal) = goals.get(&key).and_then(Weak::upgrade) {
@@ -450,20 +538,20 @@ impl Inner {
         let (sender, receiver) = watch::channel(None);
         let task = tokio::spawn({
             let (inner, audience, key) = (Arc::clone(self), Arc::clone(&audience), key.clone());
+            let mut way = UnderWay::new(&self.slots);
             async move {
-                let result = inner.run(&key.0, key.1, &audience).await;
-                // Whoever still holds us has the result; whoever comes next starts anew, and looks at the database first.
-                let mut goals = lock(&inner.goals);
-                let mut state = lock(&audience.state);
-                state.closed = true;
-                let children = std::mem::take(&mut state.children);
-                drop(state);
-                if goals.get(&key).and_then(Weak::upgrade).is_none_or(|goal| Arc::ptr_eq(&goal.audience, &audience)) {
-                    goals.remove(&key);
-                }
-                drop(goals);
+                let (result, slot) = inner.run(&key.0, key.1, &audience, &mut way, depth).await;
+                let children = inner.close(&key, &audience);
                 drop(children);
+                let failed = !matches!(result.outcome, Outcome::Success);
                 let _ = sender.send(Some(result));
+                if failed && slot.is_some() {
+                    tokio::time::sleep(REACT).await;
+                } else {
+                    // Whoever waited for this is under way before it is not.
+                    tokio::task::yield_now().await;
+                }
+                drop((way, slot));
             }
         })
         .abort_handle();
@@ -472,30 +560,56 @@ impl Inner {
         goal
     }
 
-    async fn run(self: &Arc<Inner>, drv_path: &StorePath, mode: BuildMode, audience: &Arc<Audience>) -> GoalResult {
+    /// Takes a goal that has its result from the table, and returns what it held. Whoever still holds it has the result; whoever comes next starts
+    /// anew, and looks at the database first.
+    fn close(&self, key: &(StorePath, BuildMode), audience: &Arc<Audience>) -> Vec<Arc<Goal>> {
+        let mut goals = lock(&self.goals);
+        let mut state = lock(&audience.state);
+        state.closed = true;
+        if goals.get(key).and_then(Weak::upgrade).is_none_or(|goal| Arc::ptr_eq(&goal.audience, audience)) {
+            goals.remove(key);
+        }
+        std::mem::take(&mut state.children)
+    }
+
+    /// Realises a derivation. With the result comes the slot that it took.
+    async fn run(
+        self: &Arc<Inner>,
+        drv_path: &StorePath,
+        mode: BuildMode,
+        audience: &Arc<Audience>,
+        way: &mut UnderWay,
+        depth: u32,
+    ) -> (GoalResult, Option<Slot>) {
         // Roots of its own keep what the goal works on, whoever leaves meanwhile.
         let roots = Arc::new(self.store.temp_roots());
         loop {
-            match self.attempt(drv_path, mode, audience, &roots).await {
+            way.go();
+            let mut slot = None;
+            match self.attempt(drv_path, mode, audience, &roots, way, depth, &mut slot).await {
                 Ok(result) => {
                     let mut state = lock(&audience.state);
                     if std::mem::take(&mut state.widened) && matches!(result.outcome, Outcome::Success) {
                         continue;
                     }
                     state.closed = true;
-                    return result;
+                    return (result, slot);
                 }
-                Err(error) => return GoalResult::fatal(&error),
+                Err(error) => return (GoalResult::fatal(&error), slot),
             }
         }
     }
 
+    #[allow(clippy::too_many_arguments)]
     async fn attempt(
         self: &Arc<Inner>,
         drv_path: &StorePath,
         mode: BuildMode,
         audience: &Arc<Audience>,
         roots: &Arc<TempRoots>,
+        way: &mut UnderWay,
+        depth: u32,
+        slot: &mut Option<Slot>,
     ) -> Result<GoalResult, Error> {
         let shown = self.store.store_dir().display(drv_path);
         keep(roots, [drv_path]).await?;
@@ -514,12 +628,13 @@ impl Inner {
         };
         let mut invalid = BTreeSet::new();
         for (_, output) in drv.outputs.iter().filter(|(name, _)| wanted.includes(name)) {
-            if !self.output_good(&output.path, mode).await? {
+            if !self.output_good(&output.path, mode, Some(audience)).await? {
                 invalid.insert(output.path.clone());
             }
         }
         match mode {
-            BuildMode::Normal | BuildMode::Repair if invalid.is_empty() => return Ok(GoalResult::success()),
+            BuildMode::Normal if invalid.is_empty() => return Ok(GoalResult::success()),
+            BuildMode::Repair if invalid.is_empty() => return self.repair_closure(drv_path, &drv, &wanted, audience, way, depth).await,
             BuildMode::Check if !invalid.is_empty() => {
                 return Err(Error::request(format!("`{shown}' is missing outputs; build it normally before using `--check'")));
             }
@@ -528,14 +643,15 @@ impl Inner {
         if let Some(result) = self.failed_before(&invalid, &shown, audience)? {
             return Ok(result);
         }
-        if let Some(result) = self.realise_inputs(&drv, mode, &shown, audience).await? {
+        if let Some(result) = self.realise_inputs(&drv, mode, &shown, audience, way, depth).await? {
             return Ok(result);
         }
         let inputs = self.input_closure(drv_path, &drv).await?;
-        self.build(drv_path, &drv, mode, inputs, audience).await
+        self.build(drv_path, &drv, mode, inputs, audience, way, depth, slot).await
     }
 
     /// Waits for slot and locks, looks again, and builds.
+    #[allow(clippy::too_many_arguments)]
     async fn build(
         self: &Arc<Inner>,
         drv_path: &StorePath,
@@ -543,6 +659,9 @@ impl Inner {
         mode: BuildMode,
         inputs: BTreeSet<StorePath>,
         audience: &Arc<Audience>,
+        way: &mut UnderWay,
+        depth: u32,
+        kept_slot: &mut Option<Slot>,
     ) -> Result<GoalResult, Error> {
         let shown = self.store.store_dir().display(drv_path);
         let outputs: Vec<StorePath> = drv.outputs.values().map(|output| output.path.clone()).collect();
@@ -553,7 +672,7 @@ impl Inner {
         }
         let mut said = false;
         let (slot, locks) = loop {
-            let slot = self.slots.acquire(drv_path.name(), || audience.max_jobs().max(u64::from(prefer_local))).await;
+            let slot = self.slots.acquire(drv_path, way, depth, || audience.max_jobs().max(u64::from(prefer_local))).await;
             let (store, paths) = (self.store.clone(), outputs.clone());
             if let Some(locks) = blocking(move || Ok(store.lock_paths(&paths, false)?)).await? {
                 break (slot, Arc::new(Mutex::new(locks)));
@@ -567,7 +686,7 @@ impl Inner {
         // Another process may have built it before we had the locks.
         let mut missing = BTreeSet::new();
         for path in &outputs {
-            if mode == BuildMode::Check || !self.output_good(path, mode).await? {
+            if mode == BuildMode::Check || !self.output_good(path, mode, None).await? {
                 missing.insert(path.clone());
             }
         }
@@ -580,7 +699,7 @@ impl Inner {
         }
         let job = Job { drv_path: drv_path.clone(), drv: Arc::clone(drv), mode, inputs, missing, audience: Arc::clone(audience), locks };
         let verdict = self.builder.build(job).await;
-        drop(slot);
+        *kept_slot = Some(slot);
         audience.stopped();
         match verdict {
             Ok(Verdict::Built) => Ok(GoalResult::success()),
@@ -599,14 +718,80 @@ impl Inner {
         blocking(move || Ok(store.read_derivation(&path)?)).await
     }
 
-    /// Whether `path` is valid and, where damage is looked for, undamaged.
-    async fn output_good(&self, path: &StorePath, mode: BuildMode) -> Result<bool, Error> {
+    /// Whether `path` is valid and, where damage is looked for, undamaged; `audience` hears of damage.
+    async fn output_good(&self, path: &StorePath, mode: BuildMode, audience: Option<&Audience>) -> Result<bool, Error> {
         let Some(info) = self.store.query_path_info(path)? else { return Ok(false) };
         if mode != BuildMode::Repair {
             return Ok(true);
         }
-        let (store, path) = (self.store.clone(), path.clone());
-        blocking(move || Ok(fruix_store::hash_path(&store.real_path(&path)).is_ok_and(|(hash, _)| hash == info.nar_hash))).await
+        let (store, real) = (self.store.clone(), self.store.real_path(path));
+        let good = blocking(move || {
+            // Held, so that it is not replaced meanwhile.
+            let _store = store;
+            Ok(fruix_store::hash_path(&real).is_ok_and(|(hash, _)| hash == info.nar_hash))
+        })
+        .await?;
+        if !good && let Some(audience) = audience {
+            for requester in audience.listeners().iter().filter(|requester| requester.hears_of_damage(path)) {
+                requester.message(Level::Error, format!("path `{}' is corrupted or missing!", self.store.print(path)).as_bytes());
+            }
+        }
+        Ok(good)
+    }
+
+    /// Repairs what the outputs of `drv`, which are good themselves, refer to.
+    async fn repair_closure(
+        self: &Arc<Inner>,
+        drv_path: &StorePath,
+        drv: &Arc<Derivation>,
+        wanted: &Wanted,
+        audience: &Arc<Audience>,
+        way: &mut UnderWay,
+        depth: u32,
+    ) -> Result<GoalResult, Error> {
+        let shown = self.store.print(drv_path);
+        let starts: Vec<_> = drv.outputs.iter().filter(|(name, _)| wanted.includes(name)).map(|(_, output)| output.path.clone()).collect();
+        let own: BTreeSet<_> = drv.output_paths().cloned().collect();
+        let (store, drv_path) = (self.store.clone(), drv_path.clone());
+        let (outputs, makers) = blocking(move || {
+            let mut outputs = closure(&store, starts)?;
+            outputs.retain(|path| !own.contains(path));
+            let mut makers = HashMap::new();
+            for path in closure(&store, [drv_path])?.into_iter().filter(StorePath::is_derivation) {
+                for output in store.read_derivation(&path)?.outputs.into_values() {
+                    makers.insert(output.path, path.clone());
+                }
+            }
+            Ok((outputs, makers))
+        })
+        .await?;
+        let not_repaired = || Error::request(format!("some paths in the output closure of derivation `{shown}' could not be repaired"));
+        let mut waiting = tokio::task::JoinSet::new();
+        let mut lost = false;
+        for path in outputs {
+            if self.output_good(&path, BuildMode::Repair, Some(audience)).await? {
+                continue;
+            }
+            let path_shown = self.store.print(&path);
+            audience.message(Level::Error, &format!("found corrupted or missing path `{path_shown}' in the output closure of `{shown}'"));
+            let Some(maker) = makers.get(&path) else {
+                lost = true;
+                continue;
+            };
+            let child = self.join(maker, BuildMode::Repair, &Wanted::All, depth.saturating_add(1), &audience.listeners());
+            audience.adopt(Arc::clone(&child));
+            waiting.spawn(async move { child.wait().await });
+        }
+        way.pause();
+        while let Some(done) = waiting.join_next().await {
+            let Ok(child) = done else { continue };
+            match child.outcome {
+                Outcome::Success => {}
+                Outcome::Fatal { .. } => return Ok(child),
+                Outcome::Failed => lost = true,
+            }
+        }
+        if lost { Err(not_repaired()) } else { Ok(GoalResult::success()) }
     }
 
     fn failed_before(&self, paths: &BTreeSet<StorePath>, shown: &str, audience: &Audience) -> Result<Option<GoalResult>, Error> {
@@ -631,6 +816,8 @@ impl Inner {
         mode: BuildMode,
         shown: &str,
         audience: &Arc<Audience>,
+        way: &mut UnderWay,
+        depth: u32,
     ) -> Result<Option<GoalResult>, Error> {
         let mode = if mode == BuildMode::Repair { BuildMode::Repair } else { BuildMode::Normal };
         let mut result = GoalResult::success();
@@ -642,11 +829,15 @@ impl Inner {
         }
         let mut waiting = tokio::task::JoinSet::new();
         for (input, outputs) in &drv.input_drvs {
-            let child = self.join(input, mode, &Wanted::Some(outputs.clone()), &audience.listeners());
+            let child = self.join(input, mode, &Wanted::Some(outputs.clone()), depth.saturating_add(1), &audience.listeners());
             audience.adopt(Arc::clone(&child));
             waiting.spawn(async move { child.wait().await });
         }
-        while let Some(done) = waiting.join_next().await {
+        loop {
+            way.pause();
+            let done = waiting.join_next().await;
+            way.go();
+            let Some(done) = done else { break };
             let Ok(child) = done else { continue };
             result.timed_out |= child.timed_out;
             result.permanent |= child.permanent;

@@ -17,7 +17,9 @@ use fruix_protocol::kinds::{BuildMode as WireMode, GcAction as WireAction};
 use fruix_protocol::nar;
 use fruix_protocol::ops::{self, GcResults, PathInfo, Service, SubstitutableInfo};
 use fruix_protocol::server::{self as wire, Log, OpError, Work};
-use fruix_store::{GcAction, GcOptions, ProcRoots, Repair, Report, Store, TempRoots, Verbosity, cannot_repair};
+use fruix_store::Error as StoreError;
+use fruix_store::{GcAction, GcOptions, ProcRoots, Repair, Report, Store, TempRoots, Verbosity};
+use tokio::runtime::Handle;
 
 use crate::error::Error;
 use crate::listen::{Peer, Stream};
@@ -31,6 +33,8 @@ use crate::server::Shared;
 const HANDSHAKE: Duration = Duration::from_secs(60);
 /// How long a client may let pass without a byte in the middle of a request or a reply.
 const STALL: Duration = Duration::from_secs(600);
+/// How often a repair looks whether its client is gone.
+const CANCEL_POLL: Duration = Duration::from_millis(200);
 /// What a client is told that asks for signatures: there are no keys.
 const NO_SIGNATURES: &str = "signing and checking of archives is switched off in this daemon";
 
@@ -136,6 +140,13 @@ impl Session {
     }
 }
 
+/// Waits until `flag` is raised.
+async fn raised(flag: &AtomicBool) {
+    while !flag.load(Ordering::Relaxed) {
+        tokio::time::sleep(CANCEL_POLL).await;
+    }
+}
+
 /// Raised when it is dropped, as when the client goes.
 struct Cancel(Arc<AtomicBool>);
 
@@ -147,7 +158,7 @@ impl Drop for Cancel {
 
 /// Whether `path` is written as something below the directory `dir`.
 fn inside(dir: &str, path: &[u8]) -> bool {
-    path.strip_prefix(dir.as_bytes()).and_then(|rest| rest.strip_prefix(b"/")).is_some_and(|name| !name.is_empty())
+    path.strip_prefix(dir.as_bytes()).and_then(|rest| rest.strip_prefix(b"/")).is_some_and(|name| !name.is_empty() && !name.contains(&b'/'))
 }
 
 fn absolute(path: &BString) -> Result<&[u8], OpError> {
@@ -265,6 +276,7 @@ impl Service for Session {
     }
 
     async fn set_options(&mut self, request: ops::SetOptions, _: &mut Work) -> Result<(), OpError> {
+        let trusted = self.shared.trusts(&self.peer);
         let options = &mut self.options;
         options.keep_failed = request.keep_failed;
         options.keep_going = request.keep_going;
@@ -281,7 +293,7 @@ impl Service for Session {
             options.cores = cores.into();
         }
         for (name, value) in &request.settings {
-            options.set(name, value).map_err(|error| OpError::new(error.to_string()).closing())?;
+            options.set(name, value, trusted).map_err(|error| OpError::new(error.to_string()).closing())?;
         }
         Ok(())
     }
@@ -390,8 +402,17 @@ impl Service for Session {
     }
 
     async fn verify_store(&mut self, request: ops::VerifyStore, work: &mut Work) -> Result<bool, OpError> {
+        let (requester, scheduler, runtime) = (self.requester(work), self.shared.scheduler.clone(), Handle::current());
         self.long(work, move |store, report, cancel| {
-            let mut repair = cannot_repair(store);
+            let mut repair = |path: &StorePath| {
+                let work = async {
+                    tokio::select! {
+                        repaired = scheduler.repair(&requester, path) => repaired.map_err(|_| StoreError::CannotRepair { path: store.print(path) }),
+                        () = raised(cancel) => Err(StoreError::Interrupted),
+                    }
+                };
+                runtime.block_on(work)
+            };
             let repair: Option<&mut Repair<'_>> = if request.repair { Some(&mut repair) } else { None };
             Ok(store.verify_store(request.check_contents, repair, report, cancel)?)
         })

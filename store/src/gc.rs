@@ -672,7 +672,7 @@ impl Store {
         drop(foreign);
         drop(gc_lock);
         drop(session);
-        let finished = collector.finish(&prefix);
+        let finished = collector.finish(&prefix, swept.is_err());
         swept?;
         finished
     }
@@ -988,15 +988,21 @@ impl Collector<'_, '_> {
         }
     }
 
-    fn finish(mut self, prefix: &str) -> Result<GcResults> {
-        if let Some(trash) = &self.trash {
-            let text = format!("deleting `{}'", trash.path().display());
+    /// Empties the trash and drops links that are unused now; without a word after a failure, which is all that a client is to hear of.
+    fn finish(mut self, prefix: &str, quiet: bool) -> Result<GcResults> {
+        if self.trash.is_some() && !quiet {
+            // Under upstream's name, whatever ours is.
+            let text = format!("deleting `{prefix}trash'");
             self.say(Verbosity::Info, &text);
         }
         self.empty_trash();
         self.trash = None;
-        self.say(Verbosity::Error, "deleting unused links...");
-        match self.store.remove_unused_links(self.report, self.cancel) {
+        if !quiet {
+            self.say(Verbosity::Error, "deleting unused links...");
+        }
+        let mut nothing = |_: Verbosity, _: &str| {};
+        let report: &mut Report<'_> = if quiet { &mut nothing } else { self.report };
+        match self.store.remove_unused_links(report, self.cancel) {
             Ok(bytes) => self.bytes_freed = self.bytes_freed.saturating_add(bytes),
             Err(error) => self.fail(error),
         }
