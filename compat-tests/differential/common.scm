@@ -1,7 +1,7 @@
 ;; What differential scripts share.  Everything here runs with the modules of Guix 1.2.0 and of 1.5.0.
 (use-modules (guix store) (guix derivations) (guix serialization) (guix base32) (guix base16)
              (gcrypt hash)
-             (ice-9 match) (ice-9 binary-ports) (ice-9 rdelim) (ice-9 textual-ports) (ice-9 format) (ice-9 popen)
+             (ice-9 match) (ice-9 binary-ports) (ice-9 rdelim) (ice-9 textual-ports) (ice-9 format) (ice-9 popen) (ice-9 regex)
              (srfi srfi-1) (srfi srfi-26) (srfi srfi-34) (srfi srfi-35) (rnrs bytevectors))
 
 (define %prefix (%store-prefix))
@@ -10,25 +10,39 @@
 (define %missing-drv (string-append %missing ".drv"))
 
 ;; What the daemon says while it works, and what it answers, in order.
+(define %sort-log? (make-parameter #f))
 (define (show-log text)
   (unless (string-null? text)
-    (for-each (lambda (line) (format #t "  | ~a~%" line))
-              (string-split (if (string-suffix? "\n" text) (string-drop-right text 1) text) #\newline))))
+    (let ((lines (string-split (if (string-suffix? "\n" text) (string-drop-right text 1) text) #\newline)))
+      (for-each (lambda (line) (format #t "  | ~a~%" line))
+                (if (%sort-log?)
+                    (sort (map (lambda (line)
+                                 (match (string-match "^\\[.*\\] (deleting '.*)$" line)
+                                   (#f line)
+                                   (m (match:substring m 1))))
+                               lines)
+                          string<?)
+                    lines)))))
 
 (define (show-error c)
   (cond ((store-protocol-error? c)
          (format #t "  error (status ~a): ~a~%" (store-protocol-error-status c) (store-protocol-error-message c)))
         ((store-connection-error? c)
          (format #t "  connection error: ~a~%" (strerror (store-connection-error-code c))))
-        ((message-condition? c) (format #t "  condition: ~a~%" (condition-message c)))
         (else (format #t "  condition: ~s~%" c))))
+
+(define (show-other key args)
+  ;; A connection that the daemon has ended is noticed when writing or when reading, as it happens.
+  (if (or (eq? key 'system-error) (eq? key '%exception))
+      (format #t "  the connection is gone~%")
+      (format #t "  exception: ~a~%" key)))
 
 (define (attempt* label thunk)
   (format #t "~a~%" label)
   (let* ((port (open-output-string))
          (result (catch #t
                    (lambda ()
-                     (guard (c ((or (store-error? c) (message-condition? c)) (show-log (get-output-string port))
+                     (guard (c ((store-error? c) (show-log (get-output-string port))
                                 (truncate-log! port)
                                 (show-error c) #f))
                        (parameterize ((current-build-output-port port))
@@ -38,16 +52,20 @@
                            value))))
                    (lambda (key . args)
                      (show-log (get-output-string port))
-                     (format #t "  exception: ~a~%"
-                             (if (eq? key 'system-error)
-                                 (strerror (system-error-errno (cons key args)))
-                                 key))
+                     (show-other key args)
                      #f))))
     result))
 (define (truncate-log! port) #t)
 
 (define-syntax-rule (attempt exp) (attempt* (format #f "~s" 'exp) (lambda () exp)))
 (define-syntax-rule (attempt/label label exp) (attempt* label (lambda () exp)))
+
+;; What is done in no particular order.
+(define-syntax-rule (attempt/sorted exp) (parameterize ((%sort-log? #t)) (attempt exp)))
+(define (collect store . rest) (call-with-values (lambda () (apply collect-garbage store rest)) (lambda (paths freed) (list (sort paths string<?) freed))))
+(define-syntax-rule (quietly exp ...) (parameterize ((current-build-output-port (%make-void-port "w"))) exp ...))
+;; What is not the same in two runs must not be there when the stores are compared.
+(define (forget . paths) (with-store store (quietly (delete-paths store paths))) #t)
 
 ;; A connection of its own, for what may end it.
 (define-syntax-rule (alone store exp)

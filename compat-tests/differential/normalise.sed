@@ -17,3 +17,7 @@ s/ -- symbolic output id, usually "out"//
 /slirp4netns' can't be found in PATH, network access disabled$/d
 # A collection that guix-daemon runs takes its own session's roots for those of a dead process.
 /removing stale temporary roots file `/d
+# guix-daemon prints the place where the number should be.
+s/timed out after (%2%|[0-9]+) seconds/timed out after N seconds/
+# Made when it is first used, or at start.
+/^disk var\/gc\.lock /d

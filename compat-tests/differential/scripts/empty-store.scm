@@ -10,6 +10,6 @@
   (attempt (verify-store store))
   (attempt (verify-store store #:check-contents? #t))
   (attempt (optimize-store store))
-  (attempt (collect-garbage store))
+  (attempt/sorted (collect store))
   (attempt (raw-call store 13 no-argument read-int*))
   (attempt (built-in-builders store)))

@@ -1,0 +1,45 @@
+;; clients: 1.2
+;; Live and dead, deleting all, some, what is alive, what is not there.
+(define (graph)
+  (with-store store
+    (options store)
+    (let* ((a (add-text-to-store store "a" "a"))
+           (b (add-text-to-store store "b" a (list a)))
+           (drv (sh store "made" (string-append "echo " b " > $out; echo > $doc") #:outputs '("out" "doc") #:sources (list b)))
+           (lone (add-text-to-store store "lone" "lone")))
+      (parameterize ((current-build-output-port (%make-void-port "w"))) (build store drv))
+      (list a b drv lone))))
+(match (graph)
+  ((a b drv lone)
+   (with-store store
+     (attempt (live-paths store))
+     (attempt (dead-paths store))
+     (symlink (out drv) "/tmp/root")
+     (attempt (begin (add-indirect-root store "/tmp/root") #t))
+     (attempt (live-paths store))
+     (attempt (dead-paths store))
+     (attempt (find-roots store))
+     (attempt/sorted (delete-paths store (list a)))
+     (attempt/sorted (delete-paths store (list (out drv))))
+     (attempt/sorted (delete-paths store (list lone)))
+     (attempt (valid-path? store lone))
+     (attempt/sorted (delete-paths store (list lone)))
+     (attempt/sorted (delete-paths store (list %missing)))
+     (attempt/sorted (delete-paths store (list (out drv "doc") (drv-file drv))))
+     (attempt/sorted (delete-paths store '())))
+   (alone store (delete-paths store '("/etc/passwd")))
+   (alone store (delete-paths store (list (store-file "short"))))
+   (with-store store
+     (attempt/sorted (collect store 0))
+     (attempt/sorted (collect store))
+     (attempt (live-paths store))
+     (delete-file "/tmp/root")
+     (attempt (find-roots store))
+     (attempt/sorted (collect store))
+     (attempt (dead-paths store))
+     (attempt (live-paths store)))))
+(with-store store
+  ;; Numbers of actions that there are none of, and the one that nobody may do.
+  (attempt (raw-call store 20 (lambda (port) (write-int 4 port) (write-strings '() port) (write-int 0 port) (write-long-long 0 port) (write-int 0 port) (write-int 0 port) (write-int 0 port)) read-strings)))
+(with-store store
+  (attempt (raw-call store 20 (lambda (port) (write-int 2 port) (write-strings '() port) (write-int 1 port) (write-long-long 0 port) (write-int 0 port) (write-int 0 port) (write-int 0 port)) read-strings)))

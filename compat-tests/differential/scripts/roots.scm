@@ -1,0 +1,36 @@
+;; clients: 1.2
+;; Roots of every kind: indirect, direct, in profiles, dangling, relative, through links, to what is inside an item.
+(define items
+  (with-store store
+    (map (lambda (n) (add-text-to-store store n n)) '("a" "b" "c" "d" "e" "f" "g" "h"))))
+(match items
+  ((a b c d e f g h)
+   (symlink a "/tmp/indirect")
+   (symlink b "/frx/var/gcroots/direct")
+   (mkdir "/frx/var/gcroots/below")
+   (symlink c "/frx/var/gcroots/below/deeper")
+   (mkdir "/frx/var/profiles/mine")
+   (symlink d "/frx/var/profiles/mine/profile-1-link")
+   (symlink "profile-1-link" "/frx/var/profiles/mine/profile")
+   (symlink "/nowhere" "/frx/var/gcroots/dangling")
+   (symlink "/tmp/chain" "/frx/var/gcroots/chain")
+   (symlink e "/tmp/chain")
+   (symlink (string-append f "/inside") "/frx/var/gcroots/inside")
+   (symlink %missing "/frx/var/gcroots/not-valid")
+   (write-file (string-append "/frx/var/gcroots/" (basename g)) "a file that is named like it")
+   (write-file "/frx/var/gcroots/file" "no link")
+   (with-store store
+     (attempt (begin (add-indirect-root store "/tmp/indirect") #t))
+     (attempt (begin (add-indirect-root store "/tmp/indirect") #t))
+     (attempt (begin (add-indirect-root store "/tmp/./../tmp/indirect") #t))
+     (attempt (begin (add-indirect-root store "/tmp/not-there") #t))
+     (attempt (begin (add-indirect-root store "/tmp") #t))
+     (attempt (sort (find-roots store) (lambda (a b) (string<? (car a) (car b)))))
+     (attempt (live-paths store))
+     (attempt (dead-paths store))
+     (delete-file "/tmp/indirect")
+     (delete-file "/tmp/chain")
+     (attempt/sorted (collect store))
+     (attempt (sort (find-roots store) (lambda (a b) (string<? (car a) (car b))))))))
+(alone store (add-indirect-root store "relative"))
+(alone store (add-indirect-root store ""))
