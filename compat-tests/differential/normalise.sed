@@ -1,6 +1,6 @@
 # Everything that may differ between two daemons and is not a difference; applied to what client and dump print.
 # Process ids, in traces and in the names of temporary roots.
-s/(@ build-started [^ ]+ - [^ ]+ [^ ]*) [0-9]+/\1 PID/
+s/(@ build-started [^ ]+ - [^ ]* [^ ]*) [0-9]+/\1 PID/
 s/(@ build-log) [0-9]+ /\1 PID /
 s|(var/temproots/)[0-9]+ |\1PID |
 s|/proc/[0-9]+/|/proc/PID/|g

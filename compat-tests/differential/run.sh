@@ -9,6 +9,7 @@
 #   ;; clients: 1.2     runs with the 1.2.0 client too          ;; size: 20m     of the file system of store and state
 #   ;; limit: 10        seconds for the client, if one side takes for ever
 #   ;; env: A=B ...     for the daemons
+# NAME.diff-1.2 stands in the place of NAME.diff where the older client makes a difference.
 # --client=1.2 runs the scripts that say so with the client of Guix 1.2.0.  --accept writes NAME.diff anew.
 set -euo pipefail
 shopt -s nullglob
@@ -91,7 +92,12 @@ one() {
   [ "$client" = 1.5 ] || [ ! -e "$here/scripts/$name.diff-$client" ] || expected=$here/scripts/$name.diff-$client
   [ -e "$expected" ] || expected=/dev/null
   if [ -n "$accept" ]; then
-    if [ -s "$work/$name/diff" ]; then cp "$work/$name/diff" "$here/scripts/$name.diff"; else rm -f "$here/scripts/$name.diff"; fi
+    local file=$here/scripts/$name.diff same=/dev/null
+    if [ "$client" != 1.5 ]; then
+      [ ! -e "$file" ] || same=$file
+      file=$file-$client
+    fi
+    if cmp -s "$work/$name/diff" "$same"; then rm -f "$file"; else cp "$work/$name/diff" "$file"; fi
   elif ! diff -u --label "expected difference" "$expected" --label "difference" "$work/$name/diff" >"$work/$name/unexpected"; then
     cat "$work/$name/unexpected" >>"$work/$name.failed"
   fi

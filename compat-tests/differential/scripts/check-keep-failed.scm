@@ -2,7 +2,7 @@
 (define check (build-mode check))
 (with-store store
   (options store #:keep-failed? #t)
-  (let ((random (sh store "random" "$bb mkdir $out; echo $RANDOM > $out/f; while [ ${#RANDOM} = 5 ]; do :; done; $bb head -c 9 /dev/urandom | $bb md5sum > $out/f; exit 0" #:tools? #t)))
+  (let ((random (sh store "random" "$bb mkdir $out; $bb head -c 9 /dev/urandom | $bb md5sum > $out/f" #:tools? #t)))
     (quietly (build store random))
     (attempt (build* store check random))
     (attempt (build* store check random))

@@ -19,3 +19,4 @@
      (attempt/label (format #f "built ~a" n)
        (build store (sh store "deep" (format #f "$bb mkdir $out; cd $out; for i in {3..~a}; do $bb mkdir d; cd d; done; echo > f" n) #:tools? #t))))
    '(64 66)))
+(with-store store (quietly (collect-garbage store)))

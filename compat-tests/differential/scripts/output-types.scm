@@ -31,7 +31,6 @@
   (try "hard-links-between" "$bb mkdir $out; echo some contents > $out/a; $bb ln $out/a $doc" #:outputs '("out" "doc"))
   (try "times" "$bb mkdir $out; echo > $out/f; $bb touch -d '2020-01-01 00:00:00' $out/f; $bb ln -s x $out/l")
   (try "odd-names" "$bb mkdir $out; echo > \"$out/a b\"; echo > $out/$'\\xff\\xfe'; echo > $out/$'new\\nline'; echo > $out/-; echo > $out/...")
-  (try "deep" "$bb mkdir $out; cd $out; for i in {1..100}; do $bb mkdir d; cd d; done; echo > f")
   (try "sparse" "$bb mkdir $out; $bb truncate -s 1M $out/sparse; $bb truncate -s 0 $out/none")
   (try "same-contents" "$bb mkdir $out; for i in 1 2 3; do echo the same thing > $out/$i; done; echo the same thing > $doc" #:outputs '("out" "doc"))
   (try "socket" "$bb mkdir $out; $bb timeout 1 $bb nc -l -U $out/s || :; $bb ls $out")

@@ -9,3 +9,6 @@
   (attempt (build* store (build-mode check) (sh store "same" "echo round; echo x > $out; echo y > $doc" #:outputs '("out" "doc"))))
   (options store #:rounds 1)
   (attempt (build store (sh store "single" "echo round; echo x > $out"))))
+(define random (with-store store (out (sh store "random" "$bb head -c 9 /dev/urandom | $bb md5sum > $out" #:tools? #t))))
+(forget random)
+(forget (string-append random "-check"))
