@@ -1,3 +1,4 @@
+# shellcheck shell=bash disable=SC2154 # the variables come from the derivation
 # A look from inside the sandbox, as a derivation's builder.
 #
 # The builder is a static bash, this file its first argument. The derivation's environment has `bash` (the builder), `busybox` (a
