@@ -35,6 +35,8 @@ use crate::users::{BuildUser, UserPool};
 const DISK_FULL_BELOW: u64 = 8 * 1024 * 1024;
 /// How long output may still come after the builder has ended, from processes that it left behind outside a sandbox.
 const DRAIN: Duration = Duration::from_secs(2);
+/// How long it takes at most until a client that leaves a build no longer counts for the limits that it is under.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
 /// The home directory that no builder has.
 const HOME: &str = "/homeless-shelter";
 
@@ -201,11 +203,16 @@ impl Builder {
     pub async fn build(&self, job: Job) -> Result<Verdict, Error> {
         let options =
             job.audience.listeners().first().map_or_else(|| ClientOptions::new(&self.settings), |requester| requester.options.clone());
-        // A fixed-output derivation is checked against its hash, and need not be repeated.
-        let rounds = if job.drv.is_fixed_output() { 1 } else { options.rounds.max(1) };
         let shown = self.store.store_dir().display(&job.drv_path);
         let mut previous = None;
-        for round in 1..=rounds {
+        let (mut round, mut last) = (0_u64, false);
+        while !last {
+            round += 1;
+            // As many as anybody who still waits has asked for: who has left no longer counts.
+            let asked = job.audience.listeners().iter().map(|requester| requester.options.rounds).max();
+            // A fixed-output derivation is checked against its hash, and need not be repeated.
+            let rounds = if job.drv.is_fixed_output() { 1 } else { asked.unwrap_or(options.rounds).max(1) };
+            last = round >= rounds;
             let verb = match job.mode {
                 BuildMode::Repair => "repairing path(s)",
                 BuildMode::Check => "checking path(s)",
@@ -213,7 +220,6 @@ impl Builder {
             };
             let of = if rounds > 1 { format!(" (round {round}/{rounds})") } else { String::new() };
             job.audience.message(Level::Info, &format!("{verb} {}{of}", show_paths(&self.store, &job.missing)));
-            let last = round == rounds;
             let mut kept = None;
             let verdict = match self.round(&job, &options, &mut previous, last, &mut kept).await {
                 Ok(()) => continue,
@@ -471,26 +477,19 @@ impl Builder {
         let name = Path::new(&shown);
         let mut output = pipe::Receiver::from_owned_fd(reader).map_err(|source| Error::io("reading output of", name, source))?;
         let mut buffer = vec![0; READ_CHUNK];
-        let limit = |seconds: u64| (seconds != 0).then(|| Duration::from_secs(seconds));
         let begun = Instant::now();
         let (mut last, mut status, mut open, mut written) = (begun, None, true, 0_u64);
         while status.is_none() || open {
             // A builder that closes its output and goes on is still timed: the clock is the process's, not the pipe's.
-            let deadlines = [
-                limit(options.max_silent_time).map(|limit| (last + limit, format!("{} seconds of silence", limit.as_secs()))),
-                limit(options.timeout).map(|limit| (begun + limit, format!("{} seconds", limit.as_secs()))),
-            ];
-            let nearest = deadlines.into_iter().flatten().min_by_key(|(at, _)| *at);
-            let wake = match (&status, &nearest) {
-                (Some(_), _) => Some(Instant::now() + DRAIN),
-                (None, Some((at, _))) => Some(*at),
-                (None, None) => None,
-            };
-            let alarm = async {
-                match wake {
-                    Some(at) => tokio::time::sleep_until(at.into()).await,
-                    None => std::future::pending().await,
+            let now = Instant::now();
+            let wake = match (&status, deadline(job, options, begun, last)) {
+                (Some(_), _) => now + DRAIN,
+                (None, Some((at, after))) if at <= now => {
+                    job.audience.message(Level::Error, &format!("building of `{shown}' timed out after {after}"));
+                    return self.time_out(job, running).await;
                 }
+                (None, Some((at, _))) => at.min(now + LOOK_AGAIN),
+                (None, None) => now + LOOK_AGAIN,
             };
             tokio::select! {
                 biased;
@@ -517,14 +516,11 @@ impl Builder {
                     }
                 }
                 ended = running.wait(), if status.is_none() => status = Some(ended.map_err(Error::from)?),
-                () = alarm => {
+                () = tokio::time::sleep_until(wake.into()) => {
                     if status.is_some() {
                         debug!(drv = %job.drv_path, "a process that the builder left behind holds its output open");
                         break;
                     }
-                    let after = nearest.map(|(_, what)| what).unwrap_or_default();
-                    job.audience.message(Level::Error, &format!("building of `{shown}' timed out after {after}"));
-                    return self.time_out(job, running).await;
                 }
             }
         }
@@ -587,6 +583,29 @@ fn keep(job: &JobFacts, dir: BuildDir) {
     if let Err(error) = dir.keep(job.client) {
         job.audience.message(Level::Error, &error.to_string());
     }
+}
+
+/// When the build is over that began at `begun` and was last heard of at `last`, and after what; looked at again and again.
+///
+/// Of each limit the most generous counts among those of all who still wait: nobody's impatience ends what somebody else waits for, and nobody's
+/// patience outlasts his interest.
+fn deadline(job: &Job, options: &ClientOptions, begun: Instant, last: Instant) -> Option<(Instant, String)> {
+    let listeners = job.audience.listeners();
+    let laxest = |limit: fn(&ClientOptions) -> u64| {
+        laxest(listeners.iter().map(|requester| limit(&requester.options))).unwrap_or_else(|| limit(options))
+    };
+    let at = |from: Instant, seconds: u64, what: &str| {
+        let after = Duration::from_secs(Some(seconds).filter(|seconds| *seconds != 0)?);
+        Some((from.checked_add(after)?, format!("{seconds} seconds{what}")))
+    };
+    let silence = at(last, laxest(|options| options.max_silent_time), " of silence");
+    let time = at(begun, laxest(|options| options.timeout), "");
+    silence.into_iter().chain(time).min_by_key(|(at, _)| *at)
+}
+
+/// The most generous of some limits, of which 0 is none.
+fn laxest(limits: impl Iterator<Item = u64>) -> Option<u64> {
+    limits.max_by_key(|limit| limit.wrapping_sub(1))
 }
 
 /// How the builder ended.
@@ -755,4 +774,16 @@ fn environment(settings: &Settings, job: &JobFacts, build_dir: &Path, cores: u64
         }
     }
     env
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_limit_is_the_most_generous_one() {
+        assert_eq!(laxest([3, 1, 7].into_iter()), Some(7));
+        assert_eq!(laxest([3, 0, u64::MAX].into_iter()), Some(0));
+        assert_eq!(laxest(std::iter::empty()), None);
+    }
 }

@@ -23,5 +23,6 @@ pub mod sandbox;
 pub mod scheduler;
 pub mod server;
 pub mod session;
+pub mod share;
 pub mod sys;
 pub mod users;

@@ -15,6 +15,7 @@ use crate::listen::{Acceptor, Peer, Socket, Stream, user_name};
 use crate::sandbox::SpawnerHandle;
 use crate::scheduler::Scheduler;
 use crate::session;
+use crate::share::{self, Shares};
 use crate::users::UserPool;
 
 /// Threads for what blocks, at the most; they end when there is nothing to do.
@@ -31,6 +32,7 @@ pub struct Shared {
     /// Who builds.
     pub scheduler: Scheduler,
     users: Option<Arc<UserPool>>,
+    shares: Shares,
     next: AtomicU64,
 }
 
@@ -44,6 +46,11 @@ impl Shared {
     #[must_use]
     pub fn trusts(&self, peer: &Peer) -> bool {
         peer.credentials.is_some_and(|(uid, _)| uid == 0 || uid == nix::unistd::getuid().as_raw())
+    }
+
+    /// The part of `peer`'s user in what all share.
+    fn share(&self, peer: &Peer) -> Result<share::Session, share::Refused> {
+        if self.trusts(peer) { Ok(share::Session::uncounted()) } else { self.shares.join(peer.credentials.map(|(uid, _)| uid)) }
     }
 
     /// Whether `peer` is a builder, which has no business here: outside a sandbox it could otherwise ask for what it is kept from.
@@ -102,7 +109,8 @@ async fn serve(
     let settings = Arc::new(settings);
     let builder = Builder::new(store.clone(), Arc::clone(&settings), spawner, users.clone());
     let scheduler = Scheduler::new(store.clone(), builder.clone(), settings.cache_failures);
-    let shared = Arc::new(Shared { store, settings, scheduler, users, next: AtomicU64::new(1) });
+    let shared =
+        Arc::new(Shared { store, settings, scheduler, users, shares: Shares::new(share::raise_descriptors()), next: AtomicU64::new(1) });
     let failed = |source| Error::io("taking over", std::path::Path::new("socket"), source);
     let mut acceptors = JoinSet::new();
     for socket in sockets {
@@ -140,8 +148,15 @@ async fn accept(acceptor: Acceptor, shared: Arc<Shared>) {
                     warn!("refused connection from {}: builders are not clients", peer.name);
                     continue;
                 }
+                let session = match shared.share(&peer) {
+                    Ok(session) => session,
+                    Err(error) => {
+                        debug!("refused connection from {}: {error}", peer.name);
+                        continue;
+                    }
+                };
                 debug!("accepted connection from {}", peer.name);
-                sessions.spawn(client(stream, peer, Arc::clone(&shared)));
+                sessions.spawn(client(stream, peer, session, Arc::clone(&shared)));
             }
             Err(error) => {
                 // Out of descriptors, most likely: sessions that end make room.
@@ -152,7 +167,7 @@ async fn accept(acceptor: Acceptor, shared: Arc<Shared>) {
     }
 }
 
-async fn client(stream: Box<dyn Stream>, peer: Peer, shared: Arc<Shared>) {
+async fn client(stream: Box<dyn Stream>, peer: Peer, session: share::Session, shared: Arc<Shared>) {
     if let Some((uid, _)) = peer.credentials {
         match user_name(uid) {
             Some(name) => {
@@ -164,7 +179,7 @@ async fn client(stream: Box<dyn Stream>, peer: Peer, shared: Arc<Shared>) {
         }
     }
     let name = peer.name.clone();
-    if let Err(error) = session::serve(stream, peer, shared).await {
+    if let Err(error) = session::serve(stream, peer, session, shared).await {
         debug!(%error, "connection with {name} ended");
     }
 }

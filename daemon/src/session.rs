@@ -28,6 +28,7 @@ use crate::requester::{LineSink, Requester};
 use crate::roots::keep;
 use crate::scheduler::{BuildMode, Target, Wanted, blocking};
 use crate::server::Shared;
+use crate::share;
 
 /// How long a client may take to introduce itself.
 const HANDSHAKE: Duration = Duration::from_secs(60);
@@ -40,13 +41,19 @@ const NO_SIGNATURES: &str = "signing and checking of archives is switched off in
 
 struct Session {
     shared: Arc<Shared>,
+    share: share::Session,
     peer: Peer,
     options: ClientOptions,
     roots: Arc<TempRoots>,
 }
 
 /// Serves one client until it goes.
-pub async fn serve(stream: Box<dyn Stream>, peer: Peer, shared: Arc<Shared>) -> Result<wire::End, wire::SessionError> {
+pub async fn serve(
+    stream: Box<dyn Stream>,
+    peer: Peer,
+    share: share::Session,
+    shared: Arc<Shared>,
+) -> Result<wire::End, wire::SessionError> {
     let settings = wire::Settings {
         handshake_timeout: Some(HANDSHAKE),
         stall_timeout: Some(STALL),
@@ -54,7 +61,7 @@ pub async fn serve(stream: Box<dyn Stream>, peer: Peer, shared: Arc<Shared>) -> 
     };
     let wire_peer = wire::Peer { trusted: shared.trusts(&peer), remote: peer.remote };
     wire::serve(stream, wire_peer, &settings, |_| async move {
-        Ok(Session { options: ClientOptions::new(&shared.settings), roots: Arc::new(shared.store.temp_roots()), peer, shared })
+        Ok(Session { share, options: ClientOptions::new(&shared.settings), roots: Arc::new(shared.store.temp_roots()), peer, shared })
     })
     .await
 }
@@ -86,8 +93,13 @@ impl Session {
 
     /// Runs what may block.
     async fn block<T: Send + 'static>(&self, work: impl FnOnce(&Store) -> Result<T, Error> + Send + 'static) -> Result<T, OpError> {
-        let store = self.shared.store.clone();
-        blocking(move || work(&store)).await.map_err(OpError::from)
+        let (store, thread) = (self.shared.store.clone(), self.share.thread().await);
+        blocking(move || {
+            let _thread = thread;
+            work(&store)
+        })
+        .await
+        .map_err(OpError::from)
     }
 
     fn requester(&self, work: &Work) -> Arc<Requester> {
@@ -127,7 +139,9 @@ impl Session {
     ) -> Result<T, OpError> {
         let cancel = Cancel(Arc::new(AtomicBool::new(false)));
         let (store, log, verbosity, flag) = (self.shared.store.clone(), work.log(), self.options.verbosity, Arc::clone(&cancel.0));
+        let thread = self.share.thread().await;
         let result = blocking(move || {
+            let _thread = thread;
             let mut report = |level: Verbosity, line: &str| {
                 if level as u64 <= verbosity {
                     log.line(line);
@@ -201,8 +215,10 @@ impl Service for Session {
         let algo = HashAlgo::parse(algo);
         let name = request.base_name.to_str_lossy().into_owned();
         let (store, roots) = (self.shared.store.clone(), Arc::clone(&self.roots));
+        let thread = self.share.thread().await;
         let mut body = work.body().into_blocking();
         let added = blocking(move || {
+            let _thread = thread;
             let added = match algo {
                 Ok(algo) => store.add_from_nar(&roots, &name, recursive, algo, &mut body).map_err(Error::from),
                 // Found out after the archive, so that the connection lives on.
