@@ -2,8 +2,8 @@
 //!
 //! When these functions run, nothing of the builder runs any more. Outputs are first moved from where the builder could reach them (the sandbox's
 //! root, or the store directory where there is no sandbox) to a staging directory that only the daemon can enter; there everything is done to them.
-//! Fixed outputs are copied instead of moved: their builder had a network, so a descriptor to a file may have got out of the sandbox, and what is
-//! registered has to be what nobody else ever had open. An output is registered after it is on the disk under its own name.
+//! Fixed outputs, and all that was built without a sandbox, are copied instead of moved: their builder could reach others, so a descriptor to a
+//! file may have got out, and what is registered has to be what nobody else ever had open. An output is registered after it is on the disk under its own name.
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
@@ -199,7 +199,9 @@ fn stage<'j>(
     {
         return Err(reject(FailureKind::OutputRejected, format!("output path `{shown}' should be a non-executable regular file")));
     }
-    let staged = Staged { output, shown: place.shown.clone(), name, copied: !job.redirected.is_empty() || !output.hash.is_empty() };
+    // Where a builder could reach somebody, a descriptor to a file may be in other hands.
+    let copied = !job.redirected.is_empty() || !output.hash.is_empty() || matches!(source, Source::Store(_));
+    let staged = Staged { output, shown: place.shown.clone(), name, copied };
     let target = staged.place(staging);
     if !staged.copied {
         let from = place.name.as_os_str();
