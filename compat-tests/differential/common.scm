@@ -33,7 +33,7 @@
 
 (define (show-other key args)
   ;; A connection that the daemon has ended is noticed when writing or when reading, as it happens.
-  (if (or (eq? key 'system-error) (eq? key '%exception))
+  (if (memq key '(system-error %exception srfi-34))
       (format #t "  the connection is gone~%")
       (format #t "  exception: ~a~%" key)))
 
@@ -130,6 +130,14 @@
       (unless ((@@ (guix store) process-stderr) store)
         (loop)))
     (read-reply port)))
+;; Procedures that not every client has.
+(define export-path* (@@ (guix store) export-path))
+(define (find-roots* store)
+  (raw-call store 14 no-argument
+            (lambda (port)
+              (map (lambda _ (let* ((link (read-string* port)) (target (read-string* port))) (cons link target)))
+                   (iota (read-int* port))))))
+(define (ensure store path) (raw-call store 10 (string-argument path) read-int*))
 (define (string-argument text) (lambda (port) (write-string* text port)))
 (define (no-argument port) #t)
 

@@ -2,7 +2,7 @@
 ;; env: GUIX_SECRET=x NIX_SECRET=y LANG=de_DE
 ;; What a builder finds: variables, arguments, directories, identity.
 (with-store store
-  (options store #:build-cores 3)
+  (define _ (options store #:build-cores 3))
   (define script "$bb tr '\\0' '\\n' < /proc/self/environ; echo; $bb tr '\\0' '\\n' < /proc/$$/cmdline; $bb id; $bb pwd; $bb ls -la . / /etc /dev | $bb awk '{ print $1, $3, $4, $NF }'; $bb cat /etc/passwd /etc/group /etc/hosts; umask; ulimit -a; $bb hostname; $bb uname -sm; $bb ls $NIX_STORE; echo x > $out")
   (attempt (build store (sh store "look" script #:tools? #t #:env '(("a b" . "c d") ("PATH" . "mine") ("HOME" . "/mine") ("NIX_BUILD_CORES" . "77") ("TMPDIR" . "/mine") ("out2" . "x") ("Z" . "") ("new" . "line\nline")))))
   (options store #:build-cores 0)

@@ -1,7 +1,7 @@
 ;; clients: 1.2
 ;; What a builder prints, byte by byte, to the client and to the log.
 (with-store store
-  (options store)
+  (define _ (options store))
   (define (try name script)
     (attempt/label name (build store (sh store name (string-append script "; echo > $out") #:tools? #t))))
   (try "nothing" ":")

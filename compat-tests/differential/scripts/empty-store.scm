@@ -3,7 +3,7 @@
 (with-store store
   (attempt (valid-path? store %missing))
   (attempt (query-failed-paths store))
-  (attempt (find-roots store))
+  (attempt (find-roots* store))
   (attempt (live-paths store))
   (attempt (dead-paths store))
   (attempt (raw-call store 23 no-argument read-strings))

@@ -6,7 +6,7 @@
     (define (exported item)
       (call-with-values open-bytevector-output-port
         (lambda (port bytes)
-          (attempt (export-path store item port #:sign? #f))
+          (attempt (export-path* store item port #:sign? #f))
           (bytes))))
     (let ((one (exported a)) (two (exported b)))
       (attempt (bytevector->base16-string one))

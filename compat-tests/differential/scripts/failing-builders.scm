@@ -13,7 +13,7 @@
      ("exit-127" "no-such-command")
      ("exit-255" "exit 255")
      ("killed" "kill -KILL $$")
-     ("terminated" "kill -TERM $$; sleep 5")
+     ("terminated" "kill -TERM $$; $bb sleep 5")
      ("segmentation" "kill -SEGV $$")
      ("aborted" "kill -ABRT $$")
      ("hung-up" "kill -HUP $$; exit 9")

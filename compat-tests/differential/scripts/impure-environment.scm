@@ -2,7 +2,7 @@
 ;; env: SECRET=from-the-daemon http_proxy=http://proxy.example/
 ;; impureEnvVars: for fixed outputs only.
 (with-store store
-  (options store)
+  (define _ (options store))
   (define script "echo \"SECRET=${SECRET-unset} http_proxy=${http_proxy-unset} none=${none-unset}\"; printf ok > $out")
   (define env '(("impureEnvVars" . "SECRET http_proxy none")))
   (attempt (build store (sh store "fixed" script #:env env #:hash-algo 'sha256 #:hash (sha256 (string->utf8 "ok")) #:recursive? #f)))

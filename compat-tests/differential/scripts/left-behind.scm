@@ -1,7 +1,7 @@
 ;; clients: 1.2
 ;; Builders that leave processes behind, close their output, or have it held open.
 (with-store store
-  (options store #:timeout 20)
+  (define _ (options store #:timeout 20))
   (define (try name script)
     (attempt/label name (build store (sh store name script #:tools? #t))))
   (try "background" "$bb sleep 30 & echo > $out")

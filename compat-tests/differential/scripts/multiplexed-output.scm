@@ -1,7 +1,7 @@
 ;; clients: 1.2
 ;; Output with its process and length in front.
 (with-store store
-  (options store #:multiplexed-build-output? #t #:print-extended-build-trace? #t)
+  (define _ (options store #:multiplexed-build-output? #t #:print-extended-build-trace? #t))
   (define (try name script)
     (attempt/label name (build store (sh store name (string-append script "; echo > $out") #:tools? #t))))
   (try "line" "echo a line")

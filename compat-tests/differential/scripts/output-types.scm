@@ -1,7 +1,7 @@
 ;; clients: 1.2
 ;; Outputs of every type, and with every sort of mode and link in them.
 (with-store store
-  (options store)
+  (define _ (options store))
   (define (try name script . rest)
     (let ((drv (apply sh store name script #:tools? #t rest)))
       (attempt/label name (build store drv))

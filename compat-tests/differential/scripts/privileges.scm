@@ -9,7 +9,7 @@
     (attempt (verify-store store #:check-contents? #t))
     (attempt (optimize-store store))
     (attempt (dead-paths store))
-    (attempt (find-roots store))
+    (attempt (find-roots* store))
     (attempt (delete-paths store (list (out drv))))
     (attempt (call-with-values (lambda () (collect-garbage store)) (lambda (paths freed) (length paths))))
     (attempt (verify-store store #:repair? #t))))
@@ -17,5 +17,5 @@
 (with-store store
   (symlink (add-text-to-store store "a" "a") "/tmp/alice/root")
   (attempt (begin (add-indirect-root store "/tmp/alice/root") #t))
-  (attempt (find-roots store)))
+  (attempt (find-roots* store)))
 (alone store (import-paths store (open-bytevector-input-port #vu8(0 0 0 0 0 0 0 0))))

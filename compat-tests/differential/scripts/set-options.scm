@@ -17,3 +17,9 @@
 (with-store store
   (set-raw-options store '("build-repeat" . "1"))
   (attempt (build store (sh store "twice" "echo once; echo > $out"))))
+(with-store store
+  (set-raw-options store '("build-timeout" . "-1"))
+  (attempt (build store (sh store "negative-timeout" "echo begun; $bb sleep 2; echo > $out" #:tools? #t))))
+(with-store store
+  (set-raw-options store '("build-max-silent-time" . "-1"))
+  (attempt (build store (sh store "negative-silence" "echo begun; $bb sleep 2; echo > $out" #:tools? #t))))
