@@ -184,7 +184,7 @@ impl SpawnerHandle {
         async move {
             let (guard, started, ended) = begun?;
             let process = started.await.map_err(|_| Error::Gone)??;
-            let pid = host_pid(process.as_fd());
+            let pid = host_pid(process.as_fd()).unwrap_or_else(|| guard.stand_in());
             Ok(Running { guard, ended, pid, status: None })
         }
     }
@@ -276,7 +276,8 @@ pub struct Running {
 }
 
 impl Running {
-    /// Its process number in the daemon's PID namespace; 0 if there is no `/proc`.
+    /// Its process number in the daemon's PID namespace; a number that no process has if it ended at once, or if there is no `/proc`. No two
+    /// builds that run have the same.
     #[must_use]
     pub fn pid(&self) -> i32 {
         self.pid
@@ -309,6 +310,12 @@ struct KillGuard {
 }
 
 impl KillGuard {
+    /// A number beyond those of processes.
+    fn stand_in(&self) -> i32 {
+        const ABOVE_PROCESSES: i32 = 1 << 30;
+        ABOVE_PROCESSES + i32::try_from(self.id % (1 << 29)).unwrap_or(0)
+    }
+
     fn kill(&self) {
         if lock(&self.spawner.0.waiting).builds.contains_key(&self.id)
             && let Err(error) = send(self.spawner.0.socket.as_fd(), &Request::Kill { id: self.id }, &[])
@@ -335,10 +342,10 @@ fn plan_file(plan: &Plan) -> io::Result<File> {
 }
 
 /// The number of a process in the namespace of the mounted `/proc`.
-fn host_pid(process: BorrowedFd<'_>) -> i32 {
+fn host_pid(process: BorrowedFd<'_>) -> Option<i32> {
     let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", process.as_raw_fd())).unwrap_or_default();
     let number = info.lines().find_map(|line| line.strip_prefix("Pid:")).and_then(|number| number.trim().parse().ok());
-    number.filter(|number| *number > 0).unwrap_or(0)
+    number.filter(|number| *number > 0)
 }
 
 fn read_reports(socket: &OwnedFd, waiting: &Weak<Mutex<Waiting>>) {
