@@ -19,7 +19,7 @@ use tokio::net::unix::pipe;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
-use crate::build_dir::{BuildDir, Shape, free_bytes};
+use crate::build_dir::{self, BuildDir, Shape, free_bytes};
 use crate::build_log::BuildLog;
 use crate::builtin_job;
 use crate::builtins;
@@ -332,7 +332,7 @@ impl Builder {
             }
         }
         let shape = if confined { Shape::Nested } else { Shape::Flat };
-        let build_dir = BuildDir::numbered(&self.settings.tmp_dir, &format!("guix-build-{name}"), shape)?;
+        let build_dir = BuildDir::numbered(&self.settings.tmp_dir, &format!("{}{name}", build_dir::PREFIX), shape)?;
         self.export_references(job, &build_dir, owner)?;
         build_dir.hand_over(owner, 0o700)?;
         let root = if confined {

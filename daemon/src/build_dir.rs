@@ -14,11 +14,16 @@ use fruix_store::fsutil;
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, renameat};
-use nix::sys::stat::{FchmodatFlags, FileStat, Mode, SFlag, fchmod, fchmodat, fstatat, mkdirat};
-use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fchownat, unlinkat};
+use nix::sys::stat::{FchmodatFlags, FileStat, Mode, SFlag, fchmod, fchmodat, fstat, fstatat, mkdirat};
+use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fchownat, geteuid, unlinkat};
 
 use crate::error::Error;
 
+/// How the names of build directories begin, as upstream's.
+pub const PREFIX: &str = "guix-build-";
+/// The file beside `top` that is locked as long as the directory is in use. It tells a directory of ours from those of other daemons, and one that
+/// a killed daemon left from one in use.
+const LOCK: &str = "fruixd-lock";
 /// The directory inside, which the builder gets.
 const TOP: &str = "top";
 /// How deep a kept build directory is followed when it is given to a user; what is deeper stays with the build user.
@@ -48,6 +53,8 @@ pub struct BuildDir {
     path: PathBuf,
     outer: OwnedFd,
     top: OwnedFd,
+    /// Locked; only a nested directory has one.
+    lock: Option<File>,
     kept: bool,
 }
 
@@ -79,14 +86,18 @@ impl BuildDir {
         let path = parent_path.join(&name);
         let failed = |errno: Errno| Error::io("creating directory", &path, errno.into());
         let outer = openat(&parent, name.as_str(), dir_flags(), Mode::empty()).map_err(failed)?;
-        let top = match shape {
+        let failed_io = |source: io::Error| Error::io("creating directory", &path, source);
+        let (top, lock) = match shape {
             Shape::Nested => {
+                let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+                let lock = File::from(openat(&outer, LOCK, flags, Mode::S_IRUSR | Mode::S_IWUSR).map_err(failed)?);
+                lock.lock().map_err(failed_io)?;
                 mkdirat(&outer, TOP, Mode::S_IRWXU).map_err(failed)?;
-                openat(&outer, TOP, dir_flags(), Mode::empty()).map_err(failed)?
+                (openat(&outer, TOP, dir_flags(), Mode::empty()).map_err(failed)?, Some(lock))
             }
-            Shape::Flat => outer.try_clone().map_err(|source| Error::io("creating directory", &path, source))?,
+            Shape::Flat => (outer.try_clone().map_err(failed_io)?, None),
         };
-        Ok(BuildDir { shape, parent, name, path, outer, top, kept: false })
+        Ok(BuildDir { shape, parent, name, path, outer, top, lock, kept: false })
     }
 
     /// The outer directory's name.
@@ -145,6 +156,10 @@ impl BuildDir {
     pub fn keep(mut self, user: Option<(u32, u32)>) -> Result<PathBuf, Error> {
         let failed = |errno: Errno| Error::io("keeping build directory", &self.path, errno.into());
         self.kept = true;
+        // Without its lock it is nothing that a daemon sweeps away.
+        if self.lock.take().is_some() {
+            unlinkat(&self.outer, LOCK, UnlinkatFlags::NoRemoveDir).map_err(failed)?;
+        }
         fchmod(&self.top, Mode::from_bits_truncate(0o755)).map_err(failed)?;
         let Some((uid, gid)) = user.filter(|(uid, _)| *uid != 0).map(|(uid, gid)| (uid, (gid != 0).then_some(gid))) else {
             return Ok(self.path.clone());
@@ -176,6 +191,29 @@ impl Drop for BuildDir {
             && let Err(error) = remove(&self.parent, &self.name, &self.path)
         {
             tracing::warn!(%error, "a build directory is left behind");
+        }
+    }
+}
+
+/// Removes the build directories in `parent` that a killed daemon of ours left. Those in use, those that were kept for somebody, and those of other
+/// daemons stay. What cannot be removed is logged.
+pub fn sweep(parent: &Path) {
+    let Ok(dir) = open_dir(parent) else { return };
+    for name in fsutil::names(&dir).unwrap_or_default() {
+        let Some(text) = name.to_str().filter(|name| name.starts_with(PREFIX)) else { continue };
+        let ours = openat(&dir, text, dir_flags(), Mode::empty()).ok().filter(|outer| {
+            let private = |stat: FileStat| stat.st_uid == geteuid().as_raw() && stat.st_mode & 0o077 == 0;
+            fstat(outer).is_ok_and(private)
+        });
+        let Some(outer) = ours else { continue };
+        let flags = OFlag::O_RDWR | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let Ok(lock) = openat(&outer, LOCK, flags, Mode::empty()).map(File::from) else { continue };
+        if lock.try_lock().is_ok() {
+            let path = parent.join(text);
+            match remove(&dir, text, &path) {
+                Ok(()) => tracing::info!("removed `{}', which an earlier daemon left", path.display()),
+                Err(error) => tracing::warn!(%error, "a build directory is left behind"),
+            }
         }
     }
 }
@@ -263,4 +301,27 @@ fn secure(
 #[allow(clippy::unnecessary_cast)] // The types differ between platforms.
 pub fn free_bytes(file: impl AsFd) -> u64 {
     nix::sys::statvfs::fstatvfs(file).map_or(u64::MAX, |stat| (stat.blocks_available() as u64).saturating_mul(stat.fragment_size() as u64))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_a_dead_daemon_left_is_swept_away() {
+        let parent = tempfile::tempdir().unwrap();
+        let make = |name: &str| BuildDir::numbered(parent.path(), &format!("{PREFIX}{name}"), Shape::Nested).unwrap();
+        let (alive, mut dead, kept) = (make("alive"), make("dead"), make("kept"));
+        std::fs::write(dead.top_path().join("file"), "x").unwrap();
+        // As if the process had been killed: the lock goes, the directory stays.
+        dead.kept = true;
+        let dead_path = dead.path().to_owned();
+        drop(dead);
+        let kept = kept.keep(None).unwrap();
+        let foreign = parent.path().join(format!("{PREFIX}foreign-0"));
+        std::fs::create_dir_all(foreign.join("top")).unwrap();
+        sweep(parent.path());
+        assert!(alive.path().exists() && kept.exists() && foreign.exists());
+        assert!(!dead_path.exists());
+    }
 }

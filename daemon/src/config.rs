@@ -61,7 +61,7 @@ pub struct Flags {
     /// Use N CPU cores to build each derivation; 0 means as many as available
     #[arg(short = 'c', long, value_name = "N", default_value_t = 0)]
     cores: u64,
-    /// Allow at most N build jobs, whoever asks for them
+    /// Allow at most N build jobs at once for each user
     #[arg(short = 'M', long, value_name = "N", default_value_t = 1)]
     max_jobs: u64,
     /// Mark builds as failed after SECONDS of activity

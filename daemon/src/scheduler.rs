@@ -4,8 +4,10 @@
 //! when the last of them has gone: the [`Goal`] that waiters hold aborts the task when it is dropped, which kills the builder and cleans up.
 //! A goal knows its listeners, all the requesters that wait for it directly or through other goals; each line goes to each of them once.
 //!
-//! `max_jobs` bounds the builds that run at once, whoever asked for them; a client that asks for more than the daemon's default is given it.
+//! `max_jobs` bounds the builds that run at once for one user, however many connections he has; a client that asks for more than the daemon's
+//! default is given it. Users do not wait for each other.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -247,6 +249,12 @@ impl Audience {
     fn max_jobs(&self) -> u64 {
         self.listeners().iter().map(|requester| requester.options.max_jobs).max().unwrap_or(1)
     }
+
+    /// On whose account the build may run, at least `floor` builds being anybody's right.
+    fn claims(&self, floor: u64) -> Claims {
+        let claims = self.listeners().into_iter().map(|requester| (requester.uid, requester.options.max_jobs.max(floor)));
+        claims.collect()
+    }
 }
 
 /// A derivation being realised; dropping the last one stops it.
@@ -285,15 +293,21 @@ struct Slots {
 
 #[derive(Default)]
 struct SlotState {
-    running: u64,
+    /// Builds that run, by the user on whose account they do. None is 0.
+    running: HashMap<User, u64>,
     /// Goals that neither wait for their inputs nor are here: one of them may be next.
     under_way: u64,
     /// Whether somebody has had to wait for a slot since there was nothing to do.
     contended: bool,
     next: u64,
     /// Who waits, with how many may run for this one to start.
-    waiting: BTreeMap<Turn, u64>,
+    waiting: BTreeMap<Turn, Claims>,
 }
+
+/// A client's user; all clients from elsewhere are one.
+type User = Option<u32>;
+/// Users that want a build, each with how many builds may run for him.
+type Claims = Vec<(User, u64)>;
 
 /// Whose turn it is: the smallest, by name first.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -305,8 +319,13 @@ struct Turn {
 }
 
 impl SlotState {
+    /// The first user who may have one build more.
+    fn account(&self, claims: &Claims) -> Option<User> {
+        claims.iter().find(|(user, allowed)| self.running.get(user).copied().unwrap_or(0) < *allowed).map(|(user, _)| *user)
+    }
+
     fn first(&self) -> Option<&Turn> {
-        let mut ready = self.waiting.iter().filter(|(_, allowed)| self.running < **allowed).map(|(turn, _)| turn);
+        let mut ready = self.waiting.iter().filter(|(_, claims)| self.account(claims).is_some()).map(|(turn, _)| turn);
         if self.contended { ready.next() } else { ready.min_by_key(|turn| turn.depth) }
     }
 }
@@ -349,15 +368,24 @@ impl Drop for UnderWay {
     }
 }
 
-struct Slot(Arc<Slots>);
+/// Leave for one build, on a user's account.
+struct Slot {
+    slots: Arc<Slots>,
+    user: User,
+}
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        let mut state = lock(&self.0.state);
-        state.running = state.running.saturating_sub(1);
-        state.contended &= state.running > 0 || !state.waiting.is_empty();
+        let mut state = lock(&self.slots.state);
+        if let Entry::Occupied(mut running) = state.running.entry(self.user) {
+            *running.get_mut() = running.get().saturating_sub(1);
+            if *running.get() == 0 {
+                running.remove();
+            }
+        }
+        state.contended &= !state.running.is_empty() || !state.waiting.is_empty();
         drop(state);
-        self.0.changed.notify_waiters();
+        self.slots.changed.notify_waiters();
     }
 }
 
@@ -374,40 +402,43 @@ impl Drop for Waiting<'_> {
 }
 
 impl Slots {
-    /// Waits until fewer than `allowed()` builds run and nobody could start before us.
-    async fn acquire(self: &Arc<Slots>, path: &StorePath, way: &mut UnderWay, depth: u32, allowed: impl Fn() -> u64) -> Slot {
+    /// Waits until one of the users of `claims()` may have one build more and nobody could start before us.
+    async fn acquire(self: &Arc<Slots>, path: &StorePath, way: &mut UnderWay, depth: u32, claims: impl Fn() -> Claims) -> Slot {
         let turn = {
             let mut state = lock(&self.state);
             state.next += 1;
             let turn = Turn { name: path.name().to_owned(), path: path.clone(), arrival: state.next, depth };
-            state.waiting.insert(turn.clone(), allowed());
+            state.waiting.insert(turn.clone(), claims());
             turn
         };
         let waiting = Waiting { slots: self, turn };
         way.pause();
         let settled = tokio::time::sleep(SETTLE);
         tokio::pin!(settled);
-        loop {
+        let slot = loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
             {
                 let mut state = lock(&self.state);
-                state.waiting.insert(waiting.turn.clone(), allowed());
-                if (state.under_way == 0 || settled.is_elapsed()) && state.first() == Some(&waiting.turn) {
-                    state.running += 1;
+                state.waiting.insert(waiting.turn.clone(), claims());
+                if (state.under_way == 0 || settled.is_elapsed())
+                    && state.first() == Some(&waiting.turn)
+                    && let Some(user) = state.waiting.get(&waiting.turn).and_then(|claims| state.account(claims))
+                {
+                    *state.running.entry(user).or_default() += 1;
                     state.waiting.remove(&waiting.turn);
-                    state.contended |= state.waiting.values().any(|allowed| state.running >= *allowed);
-                    break;
+                    state.contended |= state.waiting.values().any(|claims| state.account(claims).is_none());
+                    break Slot { slots: Arc::clone(self), user };
                 }
             }
             tokio::select! {
                 () = changed => {}
                 () = &mut settled, if !settled.is_elapsed() => {}
             }
-        }
+        };
         drop(waiting);
-        Slot(Arc::clone(self))
+        slot
     }
 }
 
@@ -672,7 +703,7 @@ impl Inner {
         }
         let mut said = false;
         let (slot, locks) = loop {
-            let slot = self.slots.acquire(drv_path, way, depth, || audience.max_jobs().max(u64::from(prefer_local))).await;
+            let slot = self.slots.acquire(drv_path, way, depth, || audience.claims(u64::from(prefer_local))).await;
             let (store, paths) = (self.store.clone(), outputs.clone());
             if let Some(locks) = blocking(move || Ok(store.lock_paths(&paths, false)?)).await? {
                 break (slot, Arc::new(Mutex::new(locks)));
@@ -909,5 +940,58 @@ pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error>
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(error) => Err(Error::request(format!("internal error: {error}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path(name: &str) -> StorePath {
+        StorePath::from_base_name(format!("0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c-{name}.drv")).unwrap()
+    }
+
+    async fn soon(slots: &Arc<Slots>, name: &str, claims: Claims) -> Option<Slot> {
+        let mut way = UnderWay::new(slots);
+        let path = path(name);
+        let acquire = slots.acquire(&path, &mut way, 0, || claims.clone());
+        tokio::time::timeout(Duration::from_millis(300) + SETTLE, acquire).await.ok()
+    }
+
+    #[tokio::test]
+    async fn a_user_waits_for_his_own_builds_and_for_nobody_elses() {
+        let slots = Arc::new(Slots::default());
+        let first = soon(&slots, "a", vec![(Some(1), 1)]).await.unwrap();
+        assert!(soon(&slots, "b", vec![(Some(1), 1)]).await.is_none());
+        // Somebody else, or the same one with a larger limit, or a build that somebody else waits for, too.
+        let other = soon(&slots, "c", vec![(Some(2), 1)]).await.unwrap();
+        let larger = soon(&slots, "d", vec![(Some(1), 2)]).await.unwrap();
+        let shared = soon(&slots, "e", vec![(Some(1), 1), (Some(3), 1)]).await.unwrap();
+        assert_eq!((first.user, other.user, larger.user, shared.user), (Some(1), Some(2), Some(1), Some(3)));
+        drop((first, larger));
+        assert!(soon(&slots, "b", vec![(Some(1), 1)]).await.is_some());
+        drop((other, shared));
+        assert!(lock(&slots.state).running.is_empty());
+    }
+
+    #[tokio::test]
+    async fn smaller_names_go_first_once_somebody_waits() {
+        let slots = Arc::new(Slots::default());
+        let held = soon(&slots, "m", vec![(None, 1)]).await.unwrap();
+        let order = Arc::new(Mutex::new(Vec::new()));
+        let mut tasks = tokio::task::JoinSet::new();
+        for name in ["z", "b", "k"] {
+            let (slots, order) = (Arc::clone(&slots), Arc::clone(&order));
+            tasks.spawn(async move {
+                let mut way = UnderWay::new(&slots);
+                let slot = slots.acquire(&path(name), &mut way, 0, || vec![(None, 1)]).await;
+                lock(&order).push(name);
+                drop(slot);
+            });
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        drop(held);
+        while tasks.join_next().await.is_some() {}
+        assert_eq!(*lock(&order), ["b", "k", "z"]);
     }
 }
