@@ -19,7 +19,7 @@ FRUIX_CACHE=${FRUIX_CACHE:-/var/cache/fruix}
 say() { printf 'differential: %s\n' "$*" >&2; }
 [ "$(id -u)" -eq 0 ] || { say "needs root, to start daemons with build users"; exit 1; }
 
-client=1.5 jobs=2 keep= accept= scripts=()
+client=1.5 jobs=2 keep="" accept="" scripts=()
 for argument in "$@"; do
   case $argument in
     --client=*) client=${argument#*=} ;;
@@ -109,7 +109,7 @@ one() {
   fi
 }
 
-failed=() ran=0 start=$SECONDS running=0
+failed=() ran=0 start=$SECONDS
 todo=()
 for name in "${scripts[@]}"; do
   file=$(script_of "$name")

@@ -1,7 +1,8 @@
 # user: alice
+# shellcheck shell=bash
 # The guix command itself, as an ordinary user: building with a root, keeping, checking, sizes, references, logs.
 guix() { "$ENTER" "$CLIENT_ROOT" guix "$@"; }
-cd /tmp/alice
+cd /tmp/alice || exit
 cat >good.scm <<'SCM'
 (use-modules (guix store) (guix derivations) (guix monads))
 (lambda ()
