@@ -10,7 +10,14 @@ CARGO ?= cargo
 scripts = pre-inst-env .ci/run $(filter-out build-aux/bin %.scm,$(wildcard build-aux/*)) build-aux/bin/fruix \
   examples/debian/relocate.sh $(shell find compat-tests -name '*.sh')
 
-.PHONY: check prepare format lint test doc licences scripts roots main-job
+# What takes longer or more disk than `make check' may: the daemon's memory with big additions, and every script of the
+# differential runner with both clients.
+heavy: roots
+	./compat-tests/main-job/memory.sh
+	./compat-tests/differential/run.sh
+	./compat-tests/differential/run.sh --client=1.2
+
+.PHONY: check heavy prepare format lint test doc licences scripts roots main-job
 
 check: SECONDS_AT_START := $(shell date +%s)
 check: prepare format lint test doc licences scripts main-job
