@@ -74,6 +74,6 @@ sleep 0.1
 kill "$daemon" 2>/dev/null || true
 timeout 15 tail --pid="$daemon" -f /dev/null || { echo "$SIDE does not stop"; exit 1; }
 # What a daemon leaves running: nothing of a build, of nobody.
-echo "processes left: $(ps -eo user:20=,args= | grep -c '^frxbuild' || true)" >"$OUT/dump"
+echo "processes left: $(pgrep -c -u frxbuild1,frxbuild2,frxbuild3,frxbuild4,frxbuild5 || true)" >"$OUT/dump"
 "$DUMP" /frx /tmp >>"$OUT/dump"
 touch "$OUT/done"

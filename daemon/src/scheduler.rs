@@ -262,6 +262,8 @@ struct Goal {
     audience: Arc<Audience>,
     result: watch::Receiver<Option<GoalResult>>,
     task: AbortHandle,
+    /// How many goals have yet to take note of the result.
+    interested: watch::Sender<usize>,
 }
 
 impl Drop for Goal {
@@ -278,6 +280,30 @@ impl Goal {
             // The task panicked: our bug, which must not hang the client.
             Err(_) => GoalResult::fatal(&Error::request("internal error: a build task ended without a result")),
         }
+    }
+}
+
+/// A goal waits for another; dropped when it has taken note of how that ended.
+struct Interest(watch::Sender<usize>);
+
+impl Interest {
+    fn new(count: &watch::Sender<usize>) -> Interest {
+        count.send_modify(|count| *count += 1);
+        Interest(count.clone())
+    }
+
+    /// Gives up the interest, and waits until everybody else has, which takes moments: all of them are to say that they cannot go on, before the first
+    /// makes the whole request fail.
+    async fn last(self) {
+        let mut count = self.0.subscribe();
+        drop(self);
+        let _ = tokio::time::timeout(SETTLE, count.wait_for(|count| *count == 0)).await;
+    }
+}
+
+impl Drop for Interest {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count = count.saturating_sub(1));
     }
 }
 
@@ -586,7 +612,7 @@ impl Inner {
             }
         })
         .abort_handle();
-        let goal = Arc::new(Goal { audience, result: receiver, task });
+        let goal = Arc::new(Goal { audience, result: receiver, task, interested: watch::Sender::new(0) });
         goals.insert(key, Arc::downgrade(&goal));
         goal
     }
@@ -859,17 +885,21 @@ impl Inner {
             }
         }
         let mut waiting = tokio::task::JoinSet::new();
-        for (input, outputs) in &drv.input_drvs {
+        let mut interests = Vec::new();
+        for (index, (input, outputs)) in drv.input_drvs.iter().enumerate() {
             let child = self.join(input, mode, &Wanted::Some(outputs.clone()), depth.saturating_add(1), &audience.listeners());
             audience.adopt(Arc::clone(&child));
-            waiting.spawn(async move { child.wait().await });
+            interests.push(Some(Interest::new(&child.interested)));
+            waiting.spawn(async move { (index, child.wait().await) });
         }
+        let mut given_up_for = None;
         loop {
             way.pause();
             let done = waiting.join_next().await;
             way.go();
             let Some(done) = done else { break };
-            let Ok(child) = done else { continue };
+            let Ok((index, child)) = done else { continue };
+            let interest = interests.get_mut(index).and_then(Option::take);
             result.timed_out |= child.timed_out;
             result.permanent |= child.permanent;
             match child.outcome {
@@ -878,6 +908,7 @@ impl Inner {
                 Outcome::Failed => {
                     failed += 1;
                     if !audience.keep_going() {
+                        given_up_for = interest;
                         break;
                     }
                 }
@@ -889,7 +920,11 @@ impl Inner {
             return Ok(None);
         }
         lock(&audience.state).children.clear();
+        drop(interests);
         audience.message(Level::Error, &format!("cannot build derivation `{shown}': {failed} dependencies couldn't be built"));
+        if let Some(interest) = given_up_for {
+            interest.last().await;
+        }
         result.outcome = Outcome::Failed;
         Ok(Some(result))
     }

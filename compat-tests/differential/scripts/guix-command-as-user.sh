@@ -1,5 +1,5 @@
+# shellcheck shell=bash disable=SC2016
 # user: alice
-# shellcheck shell=bash
 # The guix command itself, as an ordinary user: building with a root, keeping, checking, sizes, references, logs.
 guix() { "$ENTER" "$CLIENT_ROOT" guix "$@"; }
 cd /tmp/alice || exit
