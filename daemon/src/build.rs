@@ -1,6 +1,6 @@
 //! One build: directories and plan, the builder, its output, and what becomes of it.
 //!
-//! `prepare` makes everything the builder needs and the [`Plan`](crate::sandbox::Plan) of it; `run` starts it and passes its output on until it
+//! `prepare` makes everything the builder needs and the [`Plan`] of it; `run` starts it and passes its output on until it
 //! ends or runs out of time; `outputs::register` takes its outputs into the store. A build that nobody waits for any more is dropped wherever it
 //! is: the builder is killed, and a guard removes its directories afterwards, holding the output locks until that is done.
 

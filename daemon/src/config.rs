@@ -118,7 +118,7 @@ pub struct Flags {
     /// Tell whether the GC must keep derivations corresponding to live outputs
     #[arg(long, value_name = "yes/no", num_args = 0..=1, require_equals = true, default_missing_value = "yes", ignore_case = true)]
     gc_keep_derivations: Option<YesNo>,
-    /// Listen for connections on SOCKET: a file name, or HOST[:PORT]; may be given several times
+    /// Listen for connections on SOCKET: a file name, HOST or HOST:PORT; may be given several times
     #[arg(long, value_name = "SOCKET")]
     listen: Vec<String>,
     /// Produce debugging output

@@ -4,7 +4,7 @@
 //! [`dispatch`], the client's methods, and `docs/protocol.md`.
 //!
 //! A dialect is a block of the declaration. What differs between the versions of one dialect is said at the field
-//! ([`Until`](crate::kinds::Until)); what differs between dialects is another block with its own module.
+//! ([`Until`]); what differs between dialects is another block with its own module.
 
 use std::{collections::BTreeSet, fmt, future::Future};
 
