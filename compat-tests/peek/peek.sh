@@ -30,9 +30,11 @@ section "arguments"
 section "identity"
 "$bb" id
 "$bb" id -un; "$bb" id -gn
-# The shell reads this itself: a child would see it in the middle of something.
+# The shell reads this itself: a child would see it in the middle of something. Signals 32 and 33 are the C library's own; whether they are
+# ignored depends on who started the daemon, unless the daemon resets them.
 while read -r line; do
     case ${line%%:*} in
+        SigIgn) printf 'SigIgn:\t%016x\n' "$((16#${line##*[!0-9a-f]} & ~0x180000000))";;
         Umask|State|Ngid|PPid|TracerPid|Uid|Gid|FDSize|Groups|NStgid|NSpid|NSpgid|NSsid|Threads|Sig[PBIC]*|Shd*|Cap*|NoNewPrivs|Seccomp*|Speculation*|Cpus_allowed_list|Mems_allowed_list|CoreDumping|THP_enabled)
             echo "$line";;
     esac
