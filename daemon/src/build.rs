@@ -142,7 +142,6 @@ impl Workspace {
 /// Owns the workspace and the locks while the builder runs, and cleans up off the runtime's threads when the build is given up.
 struct Guard {
     held: Option<(Workspace, Arc<Mutex<PathLocks>>)>,
-    spawner: SpawnerHandle,
     cleanups: TaskTracker,
 }
 
@@ -156,17 +155,14 @@ impl Drop for Guard {
     fn drop(&mut self) {
         if let Some((mut workspace, locks)) = self.held.take() {
             debug!("a build is given up");
-            let spawner = self.spawner.clone();
             let cleanup = async move {
                 if let Some(mut running) = workspace.running.take() {
                     running.kill();
                     let _ = running.wait().await;
                 }
                 let _ = tokio::task::spawn_blocking(move || {
-                    if let Some(uid) = workspace.build_uid()
-                        && let Err(error) = spawner.kill_user(uid)
-                    {
-                        warn!(%error, uid, "cannot kill the processes of a build user");
+                    if let Some(user) = &workspace.user {
+                        user.kill_processes();
                     }
                     drop(workspace);
                     drop(locks);
@@ -268,8 +264,7 @@ impl Builder {
         kept: &mut Option<BuildDir>,
     ) -> Result<(), Stop> {
         let (workspace, plan) = self.prepare(job, options).await?;
-        let mut guard =
-            Guard { held: Some((workspace, Arc::clone(&job.locks))), spawner: self.spawner.clone(), cleanups: self.cleanups.clone() };
+        let mut guard = Guard { held: Some((workspace, Arc::clone(&job.locks))), cleanups: self.cleanups.clone() };
         let ended = self.run(job, options, &mut guard, &plan).await?;
         let Some((mut workspace, _)) = guard.held.take() else {
             return Err(Error::request("internal error: a build lost its workspace").into());
@@ -398,7 +393,7 @@ impl Builder {
     /// Writes the files that `exportReferencesGraph` asks for: pairs of a file name and a store path.
     fn export_references(&self, job: &JobFacts, dir: &BuildDir, owner: Option<(u32, u32)>) -> Result<(), Stop> {
         let Some(text) = job.drv.env_var("exportReferencesGraph") else { return Ok(()) };
-        let words: Vec<&[u8]> = text.split(|byte| b" \t\n\r".contains(byte)).filter(|word| !word.is_empty()).collect();
+        let words: Vec<&[u8]> = words(text).collect();
         if !words.len().is_multiple_of(2) {
             return Err(reject(FailureKind::InputRejected, format!("odd number of tokens in `exportReferencesGraph': `{text}'")));
         }
@@ -767,13 +762,18 @@ fn environment(settings: &Settings, job: &JobFacts, build_dir: &Path, cores: u64
     if job.drv.is_fixed_output()
         && let Some(names) = job.drv.env_var("impureEnvVars")
     {
-        for name in names.split(|byte| b" \t\n\r".contains(byte)).filter(|name| !name.is_empty()) {
+        for name in words(names) {
             use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
             let value = std::env::var_os(std::ffi::OsStr::from_bytes(name)).unwrap_or_default().into_vec();
             set(&name.to_str_lossy(), &value);
         }
     }
     env
+}
+
+/// The words of a derivation's variable that holds a list.
+pub(crate) fn words(text: &[u8]) -> impl Iterator<Item = &[u8]> {
+    text.split(|byte| b" \t\n\r".contains(byte)).filter(|word| !word.is_empty())
 }
 
 #[cfg(test)]

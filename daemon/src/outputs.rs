@@ -15,7 +15,7 @@ use fruix_drv::derivation::DerivationOutput;
 use fruix_drv::{Hash, Hasher, StorePath};
 use fruix_store::{Error as StoreError, InodesSeen, PathInfo, Place, StagedDir, Store, canonicalise, check_output, fsutil};
 
-use crate::build::{FailureKind, JobFacts, Stop, Workspace, reject};
+use crate::build::{FailureKind, JobFacts, Stop, Workspace, reject, words};
 use crate::build_dir::BuildDir;
 use crate::error::Error;
 use crate::options::Level;
@@ -329,7 +329,7 @@ fn check_references(store: &Store, job: &JobFacts, own: &StorePath, references: 
 
 fn specifiers(store: &Store, job: &JobFacts, text: &BStr) -> Result<BTreeSet<StorePath>, Stop> {
     let mut paths = BTreeSet::new();
-    for word in text.split(|byte| b" \t\n\r".contains(byte)).filter(|word| !word.is_empty()) {
+    for word in words(text) {
         let output = std::str::from_utf8(word).ok().and_then(|name| job.drv.outputs.get(name));
         match (store.store_dir().parse(word), output) {
             (Ok(path), _) => paths.insert(path),
