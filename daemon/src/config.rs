@@ -130,6 +130,9 @@ pub struct Flags {
     /// Print what a build of DRV would see and do, and exit
     #[arg(long, value_name = "DRV")]
     pub explain: Option<String>,
+    /// Look for damage in the store, the database, roots and logs, changing nothing, and exit
+    #[arg(long, value_name = "DEPTH", value_enum, num_args = 0..=1, require_equals = true, default_missing_value = "structure")]
+    pub verify_store: Option<crate::check::Depth>,
     /// Serve even if the store has items that the database does not know (they count as garbage)
     #[arg(long)]
     adopt_empty_database: bool,

@@ -11,6 +11,7 @@ pub mod build_dir;
 pub mod build_log;
 mod builtin_job;
 pub mod builtins;
+pub mod check;
 pub mod config;
 pub mod error;
 pub mod explain;

@@ -6,11 +6,19 @@ use clap::Parser;
 use fruixd::config::{Flags, Settings};
 use fruixd::error::Error;
 use fruixd::sandbox::SpawnerHandle;
-use fruixd::{builtins, explain, listen, server};
+use fruixd::{builtins, check, explain, listen, server};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     let flags = Flags::parse();
+    if let Some(depth) = flags.verify_store {
+        return Settings::new(&flags, |name| std::env::var(name).ok()).and_then(|settings| check::run(&settings, depth)).unwrap_or_else(
+            |error| {
+                eprintln!("error: {error}");
+                ExitCode::from(check::CANNOT_LOOK)
+            },
+        );
+    }
     match run(&flags) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

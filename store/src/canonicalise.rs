@@ -244,6 +244,38 @@ pub(crate) fn strip_attributes(_fd: impl AsFd) -> io::Result<()> {
     Ok(())
 }
 
+/// The extended attributes of an open file that [`strip_attributes`] would remove.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+pub(crate) fn foreign_attributes(fd: impl AsFd) -> io::Result<Vec<Vec<u8>>> {
+    let mut list = vec![0; 65536];
+    let size = match rustix::fs::flistxattr(fd.as_fd(), &mut list[..]) {
+        Err(rustix::io::Errno::NOTSUP) => 0,
+        other => other?,
+    };
+    list.truncate(size);
+    let names = list.split(|byte| *byte == 0).filter(|name| !name.is_empty() && !KEPT_ATTRIBUTES.contains(name));
+    Ok(names.map(<[u8]>::to_vec).collect())
+}
+
+/// The extended attributes of an open file that [`strip_attributes`] would remove.
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+pub(crate) fn foreign_attributes(_fd: impl AsFd) -> io::Result<Vec<Vec<u8>>> {
+    Ok(Vec::new())
+}
+
+/// Whether an open file has a flag that keeps even root from removing it.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+pub(crate) fn frozen(fd: impl AsFd) -> bool {
+    use rustix::fs::{IFlags, ioctl_getflags};
+    ioctl_getflags(fd.as_fd()).is_ok_and(|flags| flags.intersects(IFlags::IMMUTABLE | IFlags::APPEND))
+}
+
+/// Whether an open file has a flag that keeps even root from removing it.
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+pub(crate) fn frozen(_fd: impl AsFd) -> bool {
+    false
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;

@@ -14,7 +14,9 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
 
 mod add;
+mod big_lock;
 mod canonicalise;
+mod check;
 mod config;
 mod db;
 mod error;
@@ -34,6 +36,7 @@ mod scan;
 mod staging;
 mod sync;
 mod temproots;
+mod unsynced;
 mod users;
 mod verify;
 
@@ -47,6 +50,7 @@ use std::sync::{Arc, Mutex};
 use fruix_drv::{StoreDir, StorePath};
 
 pub use canonicalise::{InodesSeen, canonicalise, check_output};
+pub use check::{Checked, Finding, Severity, Watch, check_store};
 pub use config::Config;
 pub use error::{Error, Result};
 pub use fsutil::Place;
@@ -77,9 +81,10 @@ pub(crate) struct Inner {
     db: db::Db,
     drv_hashes: Mutex<fruix_drv::ModuloCache>,
     staging: staging::Staging,
+    registrations: register::Registrations,
     file_system_sync: sync::FileSystemSync,
-    // Held, never read: as long as it is open no other process may change the schema.
-    _big_lock: OwnedFd,
+    syncer: unsynced::Syncer,
+    big_lock: Arc<big_lock::BigLock>,
 }
 
 impl Store {

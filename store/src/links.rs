@@ -24,7 +24,7 @@ use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat, futimens};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
 
-use crate::fsutil::{Place, kind, links, lstat_at, open_dir_at, open_file_at, permissions, same_file};
+use crate::fsutil::{Place, STORE_MTIME, kind, links, lstat_at, open_dir_at, open_file_at, permissions, same_file, set_store_mtime};
 use crate::gc::{Report, Verbosity, show_bytes};
 use crate::{Error, Result, Store};
 
@@ -99,6 +99,7 @@ impl<'a, 'r> Deduplicator<'a, 'r> {
             return Err(Error::Interrupted);
         }
         let dir = open_dir_at(place.dir, &place.name).map_err(Error::io("opening", &place.shown))?;
+        settle(&dir).map_err(Error::io("restoring metadata of", &place.shown))?;
         let mut children: Vec<(OsString, Option<Type>)> = Vec::new();
         for entry in open_again(&dir).map_err(Error::io("opening", &place.shown))?.iter() {
             let entry = entry.map_err(Error::io("reading directory", &place.shown))?;
@@ -258,6 +259,16 @@ impl<'a, 'r> Deduplicator<'a, 'r> {
         let time = futimens(parent, &TimeSpec::UTIME_OMIT, &TimeSpec::new(before.st_mtime, before.st_mtime_nsec));
         renamed.and(mode).and(time).map(|()| true)
     }
+}
+
+/// Restores the mode and time of an item's directory, where whoever was killed in [`Deduplicator::replace`] left others.
+fn settle(dir: &OwnedFd) -> io::Result<()> {
+    let stat = fstat(dir)?;
+    if stat.st_mtime == STORE_MTIME && stat.st_mtime_nsec == 0 {
+        return Ok(());
+    }
+    fchmod(dir, permissions(&stat) - Mode::S_IWUSR)?;
+    set_store_mtime(dir)
 }
 
 /// A stream of a directory's entries, with a position of its own.
