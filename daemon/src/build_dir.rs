@@ -10,6 +10,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use fruix_store::failpoints::{Writes, step};
 use fruix_store::fsutil;
 use nix::dir::Dir;
 use nix::errno::Errno;
@@ -64,7 +65,7 @@ impl BuildDir {
         let dir = open_dir(parent)?;
         for number in 0..MAX_NAMES {
             let name = format!("{base}-{number}");
-            match mkdirat(&dir, name.as_str(), Mode::S_IRWXU) {
+            match step("build-dir::make", || mkdirat(&dir, name.as_str(), Mode::S_IRWXU)) {
                 Ok(()) => return BuildDir::enter(dir, parent, name, shape),
                 Err(Errno::EEXIST) => {}
                 Err(errno) => return Err(Error::io("creating build directory", &parent.join(name), errno.into())),
@@ -78,7 +79,8 @@ impl BuildDir {
         let dir = open_dir(parent)?;
         let path = parent.join(&name);
         remove(&dir, &name, &path)?;
-        mkdirat(&dir, name.as_str(), Mode::S_IRWXU).map_err(|errno| Error::io("creating directory", &path, errno.into()))?;
+        step("build-dir::make", || mkdirat(&dir, name.as_str(), Mode::S_IRWXU))
+            .map_err(|errno| Error::io("creating directory", &path, errno.into()))?;
         BuildDir::enter(dir, parent, name, Shape::Nested)
     }
 
@@ -90,7 +92,8 @@ impl BuildDir {
         let (top, lock) = match shape {
             Shape::Nested => {
                 let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-                let lock = File::from(openat(&outer, LOCK, flags, Mode::S_IRUSR | Mode::S_IWUSR).map_err(failed)?);
+                let open = || openat(&outer, LOCK, flags, Mode::S_IRUSR | Mode::S_IWUSR);
+                let lock = File::from(step("build-dir::lock", open).map_err(failed)?);
                 lock.lock().map_err(failed_io)?;
                 mkdirat(&outer, TOP, Mode::S_IRWXU).map_err(failed)?;
                 (openat(&outer, TOP, dir_flags(), Mode::empty()).map_err(failed)?, Some(lock))
@@ -142,7 +145,7 @@ impl BuildDir {
         let file = openat(&self.top, name, flags, Mode::from_bits_truncate(0o644))
             .map_err(|errno| Error::io("creating file", &path, errno.into()))?;
         let mut file = File::from(file);
-        file.write_all(contents).map_err(|source| Error::io("writing file", &path, source))?;
+        Writes::new("build-dir::write", &mut file).write_all(contents).map_err(|source| Error::io("writing file", &path, source))?;
         if let Some((uid, gid)) = owner {
             fchown(&file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
                 .map_err(|errno| Error::io("cannot change ownership of", &path, errno.into()))?;
@@ -173,7 +176,7 @@ impl BuildDir {
         }
         let pivot = format!("{}.pivot", self.name);
         renameat(&self.parent, self.name.as_str(), &self.parent, pivot.as_str()).map_err(failed)?;
-        renameat(&self.outer, TOP, &self.parent, self.name.as_str()).map_err(failed)?;
+        step("build-dir::keep", || renameat(&self.outer, TOP, &self.parent, self.name.as_str())).map_err(failed)?;
         unlinkat(&self.parent, pivot.as_str(), UnlinkatFlags::RemoveDir).map_err(failed)?;
         Ok(self.path.clone())
     }

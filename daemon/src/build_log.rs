@@ -8,14 +8,15 @@ use std::path::{Path, PathBuf};
 use bzip2::write::BzEncoder;
 use flate2::write::GzEncoder;
 use fruix_drv::StorePath;
+use fruix_store::failpoints::{Moment, Writes, point, step};
 
 use crate::config::LogCompression;
 use crate::error::Error;
 
 enum Writer {
-    Plain(File),
-    Gzip(GzEncoder<File>),
-    Bzip2(BzEncoder<File>),
+    Plain(Writes<File>),
+    Gzip(GzEncoder<Writes<File>>),
+    Bzip2(BzEncoder<Writes<File>>),
 }
 
 /// A log being written. Dropping it without [`BuildLog::finish`] leaves what was written so far.
@@ -50,14 +51,10 @@ impl BuildLog {
         let path = PathBuf::from(path);
         let failed = |source| Error::io("creating log file", &path, source);
         fs::create_dir_all(dir).map_err(failed)?;
-        let file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o644)
-            .custom_flags(nix::fcntl::OFlag::O_NOFOLLOW.bits())
-            .open(&path)
-            .map_err(failed)?;
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(0o644).custom_flags(nix::fcntl::OFlag::O_NOFOLLOW.bits());
+        let file = step("log::create", || options.open(&path)).map_err(failed)?;
+        let file = Writes::new("log::write", file);
         let writer = match compression {
             LogCompression::None => Writer::Plain(file),
             LogCompression::Gzip => Writer::Gzip(GzEncoder::new(file, flate2::Compression::best())),
@@ -91,11 +88,13 @@ impl BuildLog {
 
     /// Completes the compressed stream.
     pub fn finish(self) -> Result<(), Error> {
-        let result: io::Result<()> = match self.writer {
+        let finish = || match self.writer {
             Writer::Plain(mut writer) => writer.flush(),
             Writer::Gzip(writer) => writer.finish().map(drop),
             Writer::Bzip2(writer) => writer.finish().map(drop),
         };
+        let result: io::Result<()> =
+            point("log::finish", Moment::Before).and_then(|()| finish()).and_then(|()| point("log::finish", Moment::After));
         result.map_err(|source| Error::io("completing log file", &self.path, source))
     }
 }

@@ -18,6 +18,7 @@ pub mod explain;
 pub mod listen;
 pub mod options;
 mod outputs;
+mod replies;
 pub mod requester;
 pub mod roots;
 pub mod sandbox;

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use bstr::BStr;
 use fruix_drv::derivation::DerivationOutput;
 use fruix_drv::{Hash, Hasher, StorePath};
+use fruix_store::failpoints::{Moment, point, step};
 use fruix_store::{Error as StoreError, InodesSeen, PathInfo, Place, StagedDir, Store, canonicalise, check_output, fsutil};
 
 use crate::build::{FailureKind, JobFacts, Stop, Workspace, reject, words};
@@ -165,8 +166,10 @@ pub(crate) fn register(
             store.install(&place, &item.output.path)?;
         }
     }
+    let at = |moment| point("outputs::register", moment).map_err(|source| Error::io("registering", &staging.path(), source));
+    at(Moment::Before)?;
     store.register(&infos).map_err(rejection)?;
-    Ok(())
+    Ok(at(Moment::After)?)
 }
 
 /// Checks one output and brings it to the staging directory.
@@ -205,7 +208,7 @@ fn stage<'j>(
     let target = staged.place(staging);
     if !staged.copied {
         let from = place.name.as_os_str();
-        nix::fcntl::renameat(place.dir, from, target.dir, target.name.as_os_str())
+        step("outputs::stage", || nix::fcntl::renameat(place.dir, from, target.dir, target.name.as_os_str()))
             .map_err(|errno| Error::io("moving from the sandbox", &place.shown, errno.into()))?;
     } else {
         canonicalise(&place, build_uid, &mut InodesSeen::new()).map_err(rejection)?;

@@ -123,6 +123,7 @@ async fn serve(
         let mut signal = signal(kind).map_err(failed)?;
         signals.spawn(async move { signal.recv().await });
     }
+    fruix_store::failpoints::ready();
     info!(store = shared.settings.store_dir.as_str(), "ready");
     if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
         debug!(%error, "no service manager was told");

@@ -24,6 +24,7 @@ use tokio::runtime::Handle;
 use crate::error::Error;
 use crate::listen::{Peer, Stream};
 use crate::options::ClientOptions;
+use crate::replies::Replies;
 use crate::requester::{LineSink, Requester};
 use crate::roots::keep;
 use crate::scheduler::{BuildMode, Target, Wanted, blocking};
@@ -60,7 +61,7 @@ pub async fn serve(
         ..wire::Settings::new(shared.settings.store_dir.clone())
     };
     let wire_peer = wire::Peer { trusted: shared.trusts(&peer), remote: peer.remote };
-    wire::serve(stream, wire_peer, &settings, |_| async move {
+    wire::serve(Replies(stream), wire_peer, &settings, |_| async move {
         Ok(Session { share, options: ClientOptions::new(&shared.settings), roots: Arc::new(shared.store.temp_roots()), peer, shared })
     })
     .await

@@ -16,6 +16,7 @@ use nix::sys::stat::{FchmodatFlags, FileStat, Mode, SFlag, fchmod, fchmodat, fst
 use nix::sys::time::TimeSpec;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
+use crate::failpoints::step;
 use crate::{Error, Result};
 
 /// The modification time of everything in a store, in seconds.
@@ -162,7 +163,7 @@ pub fn make_dirs(path: &Path, mode: u32) -> Result<bool> {
         make_dirs(parent, mode)?;
     }
     let mode = Mode::from_bits_truncate(mode as nix::libc::mode_t);
-    match mkdirat(AT_FDCWD, path, mode) {
+    match step("dirs::make", || mkdirat(AT_FDCWD, path, mode)) {
         Ok(()) => {
             fchmodat(AT_FDCWD, path, mode, FchmodatFlags::FollowSymlink).map_err(Error::io("changing mode of", path))?;
             Ok(true)
@@ -222,7 +223,7 @@ pub fn remove_tree(dir: impl AsFd, name: &OsStr, shown: &Path, link_threshold: u
             let name = std::mem::take(&mut level.name);
             stack.pop();
             let parent = stack.last().map_or(dir, |parent| parent.dir.as_fd());
-            match unlinkat(parent, name.as_os_str(), UnlinkatFlags::RemoveDir) {
+            match step("remove::rmdir", || unlinkat(parent, name.as_os_str(), UnlinkatFlags::RemoveDir)) {
                 Ok(()) | Err(Errno::ENOENT) => removed.add(0),
                 Err(error) => return Err(Error::io("cannot unlink", &shown)(error)),
             }
@@ -236,7 +237,7 @@ pub fn remove_tree(dir: impl AsFd, name: &OsStr, shown: &Path, link_threshold: u
         };
         shown.push(&child);
         if !likely_dir && link_threshold == 0 {
-            match unlinkat(level.dir.as_fd(), child.as_os_str(), UnlinkatFlags::NoRemoveDir) {
+            match step("remove::unlink", || unlinkat(level.dir.as_fd(), child.as_os_str(), UnlinkatFlags::NoRemoveDir)) {
                 Ok(()) | Err(Errno::ENOENT) => {
                     removed.add(0);
                     shown.pop();
@@ -324,7 +325,7 @@ fn enter(dir: BorrowedFd<'_>, name: &OsStr, shown: &Path, link_threshold: u64, r
 }
 
 fn remove_file(dir: BorrowedFd<'_>, name: &OsStr, shown: &Path, stat: &FileStat, link_threshold: u64, removed: &mut Removed) -> Result<()> {
-    match unlinkat(dir, name, UnlinkatFlags::NoRemoveDir) {
+    match step("remove::unlink", || unlinkat(dir, name, UnlinkatFlags::NoRemoveDir)) {
         Ok(()) => {
             let gone = links(stat) <= link_threshold;
             removed.add(if gone { u64::try_from(stat.st_size).unwrap_or(0) } else { 0 });

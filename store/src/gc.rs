@@ -54,6 +54,7 @@ use nix::fcntl::{OFlag, renameat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fchmod};
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, TransactionBehavior};
 
+use crate::failpoints::{Moment, point, step};
 use crate::fsutil::{self, kind, lstat_at, open_dir_at, permissions, remove_tree};
 use crate::locks::{self, FileLock, Kind, Life, READ, WRITE, Wait, set_record_lock, wait_record_lock};
 use crate::roots::RuntimeRoots;
@@ -963,7 +964,7 @@ impl Collector<'_, '_> {
                 Err(error) => tracing::debug!(%error, "cannot make a directory writable"),
             }
         }
-        Ok(renameat(dir, name, trash.dir(), name)?)
+        Ok(step("gc::trash", || renameat(dir, name, trash.dir(), name))?)
     }
 
     /// Gives back the space of what was moved away.
@@ -1057,6 +1058,8 @@ fn delete_rows(db: &mut Connection, prefix: &str, chunk: &[Item], graph: &Graph)
             rows.push(if valid { Row::Kept } else { Row::Deleted });
         }
     }
+    point::<rusqlite::Error>("gc::commit", Moment::Before)?;
     transaction.commit()?;
+    point::<rusqlite::Error>("gc::commit", Moment::After)?;
     Ok(rows)
 }

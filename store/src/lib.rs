@@ -21,6 +21,7 @@ mod config;
 mod db;
 mod error;
 mod failed;
+pub mod failpoints;
 pub mod fsutil;
 mod gc;
 mod info;

@@ -24,6 +24,7 @@ use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat, futimens};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
 
+use crate::failpoints::step;
 use crate::fsutil::{Place, STORE_MTIME, kind, links, lstat_at, open_dir_at, open_file_at, permissions, same_file, set_store_mtime};
 use crate::gc::{Report, Verbosity, show_bytes};
 use crate::{Error, Result, Store};
@@ -155,7 +156,8 @@ impl<'a, 'r> Deduplicator<'a, 'r> {
             let link_stat = match lstat_at(&self.links, &link) {
                 Ok(link_stat) => link_stat,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    match linkat(place.dir, place.name.as_os_str(), &self.links, link.as_os_str(), AtFlags::empty()) {
+                    let know = || linkat(place.dir, place.name.as_os_str(), &self.links, link.as_os_str(), AtFlags::empty());
+                    match step("links::link", know) {
                         Ok(()) => {
                             self.known.insert(stat.st_ino);
                             return Ok(());
@@ -179,7 +181,7 @@ impl<'a, 'r> Deduplicator<'a, 'r> {
             }
             if !self.is_good(&link, &link_stat, place, &stat, hash)? {
                 self.say(Verbosity::Error, &format!("removing corrupted link `{}'", shown_link.display()));
-                match unlinkat(&self.links, link.as_os_str(), UnlinkatFlags::NoRemoveDir) {
+                match step("links::drop", || unlinkat(&self.links, link.as_os_str(), UnlinkatFlags::NoRemoveDir)) {
                     Ok(()) | Err(Errno::ENOENT) => continue,
                     Err(error) => return Err(Error::io("deleting", &shown_link)(error)),
                 }
@@ -240,11 +242,11 @@ impl<'a, 'r> Deduplicator<'a, 'r> {
     fn replace(&self, place: &Place<'_>, parent: Option<BorrowedFd<'_>>, link: &OsStr, link_stat: &FileStat) -> Result<bool, Errno> {
         // In the staging directory, where no collector looks; what is left there goes with this.
         let staged = self.store.inner.staging.reserve("link");
-        linkat(&self.links, link, staged.dir(), staged.name(), AtFlags::empty())?;
+        step("links::stage", || linkat(&self.links, link, staged.dir(), staged.name(), AtFlags::empty()))?;
         if !lstat_at(staged.dir(), staged.name()).is_ok_and(|staged| same_file(&staged, link_stat)) {
             return Ok(false);
         }
-        let rename = || renameat(staged.dir(), staged.name(), place.dir, place.name.as_os_str());
+        let rename = || step("links::replace", || renameat(staged.dir(), staged.name(), place.dir, place.name.as_os_str()));
         let Some(parent) = parent else {
             rename()?;
             return Ok(true);
@@ -256,7 +258,8 @@ impl<'a, 'r> Deduplicator<'a, 'r> {
         }
         let renamed = rename();
         let mode = if writable { Ok(()) } else { fchmod(parent, permissions(&before)) };
-        let time = futimens(parent, &TimeSpec::UTIME_OMIT, &TimeSpec::new(before.st_mtime, before.st_mtime_nsec));
+        let time = TimeSpec::new(before.st_mtime, before.st_mtime_nsec);
+        let time = step("links::restore", || futimens(parent, &TimeSpec::UTIME_OMIT, &time));
         renamed.and(mode).and(time).map(|()| true)
     }
 }
@@ -338,7 +341,7 @@ impl Store {
             }
             // When a file is linked to it just now, it only loses a chance: the file itself stays.
             report(Verbosity::Talkative, &format!("deleting unused link `{}'", shown.join(name).display()));
-            match unlinkat(&dir, name, UnlinkatFlags::NoRemoveDir) {
+            match step("links::unlink", || unlinkat(&dir, name, UnlinkatFlags::NoRemoveDir)) {
                 Ok(()) => freed = freed.saturating_add(size),
                 Err(Errno::ENOENT) => {}
                 Err(error) => return Err(Error::io("deleting", shown.join(name))(error)),

@@ -14,6 +14,7 @@ use nix::fcntl::{OFlag, openat, readlinkat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat, mkdirat};
 use nix::unistd::symlinkat;
 
+use crate::failpoints::{Writes, step};
 use crate::fsutil::{
     Place, kind, lstat_at, names, open_dir_at, open_file_at, permissions, same_file, set_store_mtime, set_store_mtime_at, with_place,
 };
@@ -185,32 +186,39 @@ impl Restore {
     }
 }
 
+/// A file that is being made.
+pub(crate) type NewFile = Writes<File>;
+
 /// Makes a file of its final mode, to be written through the descriptor.
-pub(crate) fn create_file(place: &Place<'_>, executable: bool) -> Result<File> {
+pub(crate) fn create_file(place: &Place<'_>, executable: bool) -> Result<NewFile> {
     let mode = Mode::from_bits_truncate(if executable { EXECUTABLE_MODE } else { FILE_MODE } as nix::libc::mode_t);
     let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let fd = openat(place.dir, place.name.as_os_str(), flags, mode).map_err(Error::io("creating file", &place.shown))?;
+    let open = || openat(place.dir, place.name.as_os_str(), flags, mode);
+    let fd = step("file::create", open).map_err(Error::io("creating file", &place.shown))?;
     // The umask may have taken something away.
     fchmod(&fd, mode).map_err(Error::io("changing mode of", &place.shown))?;
-    Ok(File::from(fd))
+    Ok(Writes::new("file::write", File::from(fd)))
 }
 
-pub(crate) fn finish_file(file: &File, shown: &Path) -> Result<()> {
-    set_store_mtime(file).map_err(Error::io("changing modification time of", shown))
+pub(crate) fn finish_file(file: &NewFile, shown: &Path) -> Result<()> {
+    step("file::finish", || set_store_mtime(file)).map_err(Error::io("changing modification time of", shown))
 }
 
 fn create_symlink(place: &Place<'_>, target: &[u8]) -> Result<()> {
-    symlinkat(OsStr::from_bytes(target), place.dir, place.name.as_os_str()).map_err(Error::io("creating symlink", &place.shown))?;
+    let link = || symlinkat(OsStr::from_bytes(target), place.dir, place.name.as_os_str());
+    step("file::symlink", link).map_err(Error::io("creating symlink", &place.shown))?;
     set_store_mtime_at(place.dir, &place.name).map_err(Error::io("changing modification time of", &place.shown))
 }
 
 fn create_dir(place: &Place<'_>) -> Result<OwnedFd> {
-    mkdirat(place.dir, place.name.as_os_str(), Mode::S_IRWXU).map_err(Error::io("creating directory", &place.shown))?;
+    let make = || mkdirat(place.dir, place.name.as_os_str(), Mode::S_IRWXU);
+    step("file::mkdir", make).map_err(Error::io("creating directory", &place.shown))?;
     open_dir_at(place.dir, &place.name).map_err(Error::io("opening", &place.shown))
 }
 
 fn finish_dir(dir: &OwnedFd, shown: &Path) -> Result<()> {
-    fchmod(dir, Mode::from_bits_truncate(EXECUTABLE_MODE as nix::libc::mode_t)).map_err(Error::io("changing mode of", shown))?;
+    let seal = || fchmod(dir, Mode::from_bits_truncate(EXECUTABLE_MODE as nix::libc::mode_t));
+    step("file::seal", seal).map_err(Error::io("changing mode of", shown))?;
     set_store_mtime(dir).map_err(Error::io("changing modification time of", shown))
 }
 

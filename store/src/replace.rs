@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::fd::BorrowedFd;
 
+use crate::failpoints::step;
 use crate::fsutil::{Place, exists_at, remove_tree};
 use crate::{Error, PathInfo, Result, Store};
 
@@ -17,7 +18,7 @@ impl Store {
         let shown = self.real_path(&info.path);
         let name = OsStr::new(info.path.base_name());
         if exists_at(self.dir(), name).map_err(Error::io("getting attributes of path", &shown))? {
-            exchange(from, self.dir(), name).map_err(Error::io("exchanging", &shown))?;
+            step("replace::exchange", || exchange(from, self.dir(), name)).map_err(Error::io("exchanging", &shown))?;
             self.sync_store_dir()?;
             remove_tree(from.dir, &from.name, &from.shown, 0)?;
         } else {

@@ -16,6 +16,7 @@ use std::sync::atomic::AtomicBool;
 use bstr::ByteSlice;
 use fruix_drv::{Hash, HashAlgo, StoreDir, StorePath};
 
+use crate::failpoints::step;
 use crate::fsutil::make_dirs;
 use crate::gc::{Report, Verbosity};
 use crate::locks::{Kind, Wait};
@@ -190,7 +191,7 @@ impl Search<'_, '_> {
                         let text = format!("removing stale link from `{}' to `{}'", path.display(), target.display());
                         (self.report)(Verbosity::Info, &text);
                         // Whoever has removed it before us is right.
-                        let _ = std::fs::remove_file(path);
+                        let _ = step("roots::unlink", || std::fs::remove_file(path));
                     }
                 }
                 Err(error) => return Err(Error::io("getting status of", &target)(error)),
@@ -256,13 +257,13 @@ impl Store {
         loop {
             let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
             let temporary = auto.join(format!("{name}.tmp-{}-{number}", std::process::id()));
-            match std::os::unix::fs::symlink(&path, &temporary) {
+            match step("roots::link", || std::os::unix::fs::symlink(&path, &temporary)) {
                 Ok(()) => {}
                 // Left by a dead process of our number.
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
                 Err(error) => return Err(Error::io("creating symlink", &temporary)(error)),
             }
-            return std::fs::rename(&temporary, &link).map_err(|error| {
+            return step("roots::rename", || std::fs::rename(&temporary, &link)).map_err(|error| {
                 let _ = std::fs::remove_file(&temporary);
                 Error::io("cannot rename to", &link)(error)
             });

@@ -15,6 +15,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
+use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -26,6 +27,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, openat};
 use nix::sys::stat::{Mode, fstat, lstat};
 
+use crate::failpoints::{Writes, step};
 use crate::fsutil::{make_dirs, same_file};
 use crate::gc::Sweep;
 use crate::locks::{CANCEL_POLL, FileLock, Kind, Life, NEVER, POLL, READ, WRITE, Wait, set_record_lock};
@@ -114,11 +116,27 @@ impl Drop for RootFile {
         // does then.
         if let (Ok(own), Ok(now)) = (fstat(&self.file), lstat(&self.path))
             && same_file(&own, &now)
-            && let Err(error) = nix::unistd::unlink(&self.path)
+            && let Err(error) = step("temproots::unlink", || nix::unistd::unlink(&self.path))
         {
             tracing::debug!(path = %self.path.display(), %error, "cannot remove the file of temporary roots");
         }
     }
+}
+
+/// Writes all of `bytes` to `file`, from `offset` on.
+fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+    struct At<'f>(&'f File, u64);
+    impl Write for At<'_> {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let written = self.0.write_at(bytes, self.1)?;
+            self.1 = self.1.saturating_add(written as u64);
+            Ok(written)
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    Writes::new("temproots::write", At(file, offset)).write_all(bytes)
 }
 
 /// Unlinks a file of a dead process and marks it, whose write lock is held.
@@ -127,7 +145,7 @@ pub(crate) fn bury(file: &File, path: &Path) {
         && same_file(&own, &now)
     {
         // It is no harm if either fails: somebody else will find the same.
-        let _ = nix::unistd::unlink(path);
+        let _ = step("temproots::bury", || nix::unistd::unlink(path));
     }
     let _ = file.write_all_at(b"d", 0);
 }
@@ -159,8 +177,7 @@ impl Table {
         }
         let len = bytes.len() as u64;
         // Over the old contents, since that takes no new space on most file systems.
-        file.file
-            .write_all_at(&bytes, 0)
+        write_at(&file.file, &bytes, 0)
             .and_then(|()| file.file.set_len(len))
             .map_err(Error::io("writing temporary roots to", &file.path))?;
         file.len = len;
@@ -184,8 +201,8 @@ impl Table {
             }
             let Some(claim) = Claim::take(&path) else { continue };
             let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-            let file =
-                openat(AT_FDCWD, &path, flags, Mode::S_IRUSR | Mode::S_IWUSR).map_err(Error::io("opening temporary roots file", &path))?;
+            let open = || openat(AT_FDCWD, &path, flags, Mode::S_IRUSR | Mode::S_IWUSR);
+            let file = step("temproots::create", open).map_err(Error::io("opening temporary roots file", &path))?;
             let file = File::from(file);
             if !set_record_lock(&file, WRITE).map_err(Error::io("locking", &path))? {
                 // Alive, in another PID namespace.
@@ -226,7 +243,7 @@ impl Table {
         if !set_record_lock(&file.file, WRITE).map_err(Error::io("locking", &file.path))? {
             return Ok(false);
         }
-        let written = file.file.write_all_at(&bytes, file.len).map_err(Error::io("writing temporary roots to", &file.path));
+        let written = write_at(&file.file, &bytes, file.len).map_err(Error::io("writing temporary roots to", &file.path));
         if written.is_ok() {
             file.len += bytes.len() as u64;
             file.written.extend(paths.iter().cloned());

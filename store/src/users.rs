@@ -5,6 +5,7 @@ use nix::sys::stat::{Mode, fchmod, mkdirat};
 use nix::unistd::{Uid, UnlinkatFlags, fchown, unlinkat};
 use std::ffi::OsStr;
 
+use crate::failpoints::step;
 use crate::fsutil::{open_dir, open_dir_at};
 use crate::{Error, Result, Store};
 
@@ -24,14 +25,14 @@ impl Store {
         let parent = self.state_dir().join("profiles/per-user");
         let shown = parent.join(name);
         let parent_dir = open_dir(&parent).map_err(Error::io("opening", &parent))?;
-        match mkdirat(&parent_dir, name, Mode::S_IRWXU) {
+        match step("profile::make", || mkdirat(&parent_dir, name, Mode::S_IRWXU)) {
             Ok(()) => {}
             Err(Errno::EEXIST) => return Ok(()),
             Err(error) => return Err(Error::io("creating directory", &shown)(error)),
         }
         let dir = open_dir_at(&parent_dir, OsStr::new(name)).map_err(Error::io("opening", &shown))?;
         fchmod(&dir, Mode::from_bits_truncate(0o755)).map_err(Error::io("changing permissions of directory", &shown))?;
-        if let Err(error) = fchown(&dir, Some(Uid::from_raw(uid)), None) {
+        if let Err(error) = step("profile::chown", || fchown(&dir, Some(Uid::from_raw(uid)), None)) {
             // Better none than one that its user cannot use.
             let _ = unlinkat(&parent_dir, name, UnlinkatFlags::RemoveDir);
             tracing::info!("failed to change owner of directory '{}' to {uid}: {error}", shown.display());
