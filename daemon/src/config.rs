@@ -118,6 +118,9 @@ pub struct Flags {
     /// Tell whether the GC must keep derivations corresponding to live outputs
     #[arg(long, value_name = "yes/no", num_args = 0..=1, require_equals = true, default_missing_value = "yes", ignore_case = true)]
     gc_keep_derivations: Option<YesNo>,
+    /// Have additions on the disk before they are acknowledged, not a second later
+    #[arg(long)]
+    sync_additions: bool,
     /// Listen for connections on SOCKET: a file name, HOST or HOST:PORT; may be given several times
     #[arg(long, value_name = "SOCKET")]
     listen: Vec<String>,
@@ -181,6 +184,8 @@ pub struct Settings {
     pub gc_keep_outputs: bool,
     /// Whether the collector keeps derivers of live outputs.
     pub gc_keep_derivations: bool,
+    /// Whether additions are on the disk before they are acknowledged.
+    pub sync_additions: bool,
     /// Whether fixed-output builds are kept from the host's loopback.
     pub isolate_host_loopback: bool,
     /// Where to listen, unless a supervisor passed sockets.
@@ -284,6 +289,7 @@ impl Settings {
             impersonate_linux_26: flags.impersonate_linux_26,
             gc_keep_outputs: flags.gc_keep_outputs == Some(YesNo::Yes),
             gc_keep_derivations: flags.gc_keep_derivations != Some(YesNo::No),
+            sync_additions: flags.sync_additions,
             isolate_host_loopback: flags.isolate_host_loopback,
             listen,
             debug: flags.debug,

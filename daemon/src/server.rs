@@ -72,6 +72,7 @@ pub fn store_config(settings: &Settings, build_users_gid: Option<u32>) -> fruix_
     config.deduplicate = settings.deduplicate;
     config.gc_keep_outputs = settings.gc_keep_outputs;
     config.gc_keep_derivations = settings.gc_keep_derivations;
+    config.sync_additions = settings.sync_additions;
     config.adopt_items = settings.adopt_empty_database;
     config.allow_symlinked_store = settings.allow_symlinked_store;
     config
@@ -110,8 +111,14 @@ async fn serve(
     let settings = Arc::new(settings);
     let builder = Builder::new(store.clone(), Arc::clone(&settings), spawner, users.clone());
     let scheduler = Scheduler::new(store.clone(), builder.clone(), settings.cache_failures);
-    let shared =
-        Arc::new(Shared { store, settings, scheduler, users, shares: Shares::new(share::raise_descriptors()), next: AtomicU64::new(1) });
+    let shared = Arc::new(Shared {
+        store: store.clone(),
+        settings,
+        scheduler,
+        users,
+        shares: Shares::new(share::raise_descriptors()),
+        next: AtomicU64::new(1),
+    });
     let failed = |source| Error::io("taking over", std::path::Path::new("socket"), source);
     let mut acceptors = JoinSet::new();
     for socket in sockets {
@@ -136,6 +143,10 @@ async fn serve(
     tokio::task::yield_now().await;
     if tokio::time::timeout(CLEAN_UP, builder.settle()).await.is_err() {
         warn!("builds did not end in time; what they leave is removed later");
+    }
+    // The next daemon then need not look at what was added last.
+    if let Ok(Err(error)) = tokio::task::spawn_blocking(move || store.flush()).await {
+        warn!(%error, "what was added last may not be on the disk");
     }
     Ok(())
 }

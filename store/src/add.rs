@@ -6,15 +6,16 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, Write};
-use std::slice;
 
 use fruix_drv::path::{fixed_output_path, text_path};
 use fruix_drv::{Hash, HashAlgo, Hasher, StorePath, StorePathError, check_name};
 use fruix_protocol::nar::{Event, Reader, Writer};
 
+use crate::failpoints::Writes;
 use crate::fsutil::{Place, remove_tree};
+use crate::links;
 use crate::nar_fs::{create_file, finish_file, restore_at};
-use crate::register::Parsed;
+use crate::register::{OnDisk, Parsed};
 use crate::staging::Staged;
 use crate::{Error, PathInfo, Result, Store, TempRoots};
 
@@ -33,6 +34,9 @@ const CHUNK: usize = 128 * 1024;
 
 /// Bytes that are hashed at once.
 const HASHED_AT_ONCE: usize = 16 * 1024;
+
+/// The step in which an archive is written to a file.
+const SPOOL: &str = "add::spool";
 
 fn bad_name(error: StorePathError) -> Error {
     Error::BadName { reason: error.to_string() }
@@ -62,7 +66,7 @@ impl Store {
         }
         let (nar_hash, nar_size) = nar_of_file(contents)?;
         let info = PathInfo { path, nar_hash, references: references.clone(), deriver: None, registration_time: 0, nar_size };
-        self.make(info, parsed, |place| write_file(place, contents))
+        self.publish_file(info, parsed, contents)
     }
 
     /// Adds what one archive holds under the name `name`, and makes it a root of `roots`. The path follows from the hash of the archive with
@@ -109,7 +113,8 @@ impl Store {
             return Ok(path);
         }
         let info = content_addressed(path, hashes.nar, hashes.nar_size);
-        self.make(info, Parsed::new(), |place| restore_at(&mut Reader::new(archive), place).map(drop))
+        let staged = self.inner.staging.reserve("add");
+        self.publish(info, &staged, |place| restore_at(&mut Reader::new(archive), place).map(drop))
     }
 
     /// Adds what is in an archive that is unpacked while it comes: `begun` is what came already, `rest` gives the rest.
@@ -145,7 +150,7 @@ impl Store {
         if self.hold(roots, &path)? {
             return Ok(path);
         }
-        self.publish(content_addressed(path, hashes.nar, hashes.nar_size), Parsed::new(), &staged, |_| Ok(()))
+        self.publish(content_addressed(path, hashes.nar, hashes.nar_size), &staged, |_| Ok(()))
     }
 
     fn add_small_file(&self, roots: &TempRoots, name: &str, algo: HashAlgo, archive: &[u8]) -> Result<StorePath> {
@@ -164,7 +169,7 @@ impl Store {
             return Ok(path);
         }
         let (nar_hash, nar_size) = nar_of_file(&contents)?;
-        self.make(content_addressed(path, nar_hash, nar_size), Parsed::new(), |place| write_file(place, &contents))
+        self.publish_file(content_addressed(path, nar_hash, nar_size), Parsed::new(), &contents)
     }
 
     /// Makes `path` a root, and says whether it is valid.
@@ -173,54 +178,76 @@ impl Store {
         self.is_valid(path)
     }
 
-    /// Has `create` make an item in the staging directory, and publishes it.
-    fn make(&self, info: PathInfo, parsed: Parsed, create: impl FnOnce(&Place<'_>) -> Result<()>) -> Result<StorePath> {
-        let staged = self.inner.staging.reserve("add");
-        self.publish(info, parsed, &staged, create)
+    /// Makes the path of `info`, a file with `contents`, valid, unless somebody else was faster. It must be a root already. `parsed` has it, if it
+    /// is a derivation that was checked; what else has a derivation's name is checked here, since whatever is registered under such a name can
+    /// be built.
+    ///
+    /// The file is written where it will be: one that is half there and not registered is nobody's, and one less is made and renamed.
+    fn publish_file(&self, info: PathInfo, mut parsed: Parsed, contents: &[u8]) -> Result<StorePath> {
+        let _lock = self.lock_path_briefly(&info.path)?;
+        if self.is_valid(&info.path)? {
+            return Ok(info.path);
+        }
+        if info.path.is_derivation() && !parsed.contains_key(&info.path) {
+            let drv = self.parse_derivation(&info.path, contents)?;
+            self.check_outputs(&info.path, &drv)?;
+            parsed.insert(info.path.clone(), drv);
+        }
+        let place = self.place(&info.path);
+        let written = write_file(&place, contents).or_else(|error| {
+            if error.raw_os_error() != Some(nix::libc::EEXIST) {
+                return Err(error);
+            }
+            // What somebody who did not get far has left.
+            remove_tree(place.dir, &place.name, &place.shown, 0)?;
+            write_file(&place, contents)
+        });
+        let large = contents.len() as u64 >= links::MIN_SIZE;
+        let linked = written.and_then(|()| if large { self.deduplicate(&place).map(drop) } else { Ok(()) });
+        self.register_added(info, parsed, linked)
     }
 
-    /// Makes the path of `info` valid, unless somebody else was faster. It must be a root already. `parsed` are derivations that were checked;
-    /// what else has a derivation's name is checked here, since whatever is registered under such a name can be built.
-    fn publish(
-        &self,
-        info: PathInfo,
-        mut parsed: Parsed,
-        staged: &Staged,
-        create: impl FnOnce(&Place<'_>) -> Result<()>,
-    ) -> Result<StorePath> {
-        let mut lock = self.lock_paths(slice::from_ref(&info.path), true)?;
-        if let Some(lock) = &mut lock {
-            // Valid or gone, when this is over: nobody will wait for it.
-            lock.set_deletion(true);
-        }
+    /// Like [`Store::publish_file`], for an item that `create` makes, or that is there already, at `staged`.
+    fn publish(&self, info: PathInfo, staged: &Staged, create: impl FnOnce(&Place<'_>) -> Result<()>) -> Result<StorePath> {
+        let _lock = self.lock_path_briefly(&info.path)?;
         if self.is_valid(&info.path)? {
             return Ok(info.path);
         }
         let place = staged.place();
         create(&place)?;
-        if info.path.is_derivation() && !parsed.contains_key(&info.path) {
+        let mut parsed = Parsed::new();
+        if info.path.is_derivation() {
             let drv = self.read_derivation_at(&info.path, &place)?;
             self.check_outputs(&info.path, &drv)?;
             parsed.insert(info.path.clone(), drv);
         }
         self.deduplicate(&place)?;
-        let result = self.put_in_place(&place, &info.path).and_then(|()| {
-            // The file's contents and its name in one go: until it is registered nobody trusts either.
-            self.sync_at(&self.place(&info.path))?;
-            self.sync_store_dir()?;
-            self.insert_all(slice::from_ref(&info), &parsed)
+        let placed = self.put_in_place(&place, &info.path);
+        self.register_added(info, parsed, placed)
+    }
+
+    /// Registers what has been put where it belongs, or removes it if that or this has failed.
+    fn register_added(&self, info: PathInfo, parsed: Parsed, placed: Result<()>) -> Result<StorePath> {
+        let path = info.path.clone();
+        let result = placed.and_then(|()| {
+            let mut on_disk = OnDisk::Yes;
+            if self.config().sync_additions {
+                // The file's contents and its name in one go: until it is registered nobody trusts either.
+                self.sync_at(&self.place(&path))?;
+                self.sync_store_dir()?;
+            } else if self.config().durable {
+                on_disk = OnDisk::Later;
+            }
+            self.insert_all(vec![info], parsed, on_disk)
         });
-        if let Err(error) = result {
-            if self.is_valid(&info.path)? {
-                // Somebody who minds no locks was faster.
-                return Err(error);
-            }
-            if let Err(error) = remove_tree(self.dir(), info.path.base_name().as_ref(), &self.real_path(&info.path), 0) {
-                tracing::warn!(%error, "cannot remove what could not be registered");
-            }
-            return Err(error);
+        let Err(error) = result else { return Ok(path) };
+        // Somebody who minds no locks may have been faster.
+        if !self.is_valid(&path)?
+            && let Err(error) = remove_tree(self.dir(), path.base_name().as_ref(), &self.real_path(&path), 0)
+        {
+            tracing::warn!(%error, "cannot remove what could not be registered");
         }
-        Ok(info.path)
+        Err(error)
     }
 
     /// Where `path` is in the store directory.
@@ -315,7 +342,7 @@ impl<'s> Recorder<'s> {
                 return Ok(room);
             }
             let mut file = self.store.unnamed_file()?;
-            file.write_all(&self.bytes).map_err(Error::io("writing file", self.store.store_dir().as_str()))?;
+            Writes::new(SPOOL, &mut file).write_all(&self.bytes).map_err(Error::io("writing file", self.store.store_dir().as_str()))?;
             self.in_file = self.bytes.len() as u64;
             self.bytes = Vec::new();
             self.file = Some(file);
@@ -327,7 +354,7 @@ impl<'s> Recorder<'s> {
         match &mut self.file {
             None => self.bytes.extend_from_slice(bytes),
             Some(file) => {
-                file.write_all(bytes).map_err(Error::io("writing file", self.store.store_dir().as_str()))?;
+                Writes::new(SPOOL, file).write_all(bytes).map_err(Error::io("writing file", self.store.store_dir().as_str()))?;
                 self.in_file = self.in_file.saturating_add(bytes.len() as u64);
             }
         }

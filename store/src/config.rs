@@ -25,8 +25,11 @@ pub struct Config {
     pub gc_keep_derivations: bool,
     /// Bytes to hold in `DB/reserved`, so that a collection can begin on a full disk; 0 gives them back.
     pub reserve_space: u64,
-    /// Whether files reach the disk before they are called valid. Only throw-away stores want `false`.
+    /// Whether files reach the disk at all before anybody asks for it. Only throw-away stores want `false`.
     pub durable: bool,
+    /// Whether additions are on the disk before they are acknowledged. Else they are a second later; what a power cut loses of them is found,
+    /// and no longer called valid, when the store is opened again. The outputs of builds always are on the disk before they are registered.
+    pub sync_additions: bool,
     /// Whether a store directory with items in it may be given a new, empty database. Those items then count as garbage.
     pub adopt_items: bool,
     /// Whether the store directory or one of its parents may be a symbolic link (`NIX_IGNORE_SYMLINK_STORE=1`).
@@ -50,6 +53,7 @@ impl Config {
             gc_keep_derivations: true,
             reserve_space: 8 * 1024 * 1024,
             durable: true,
+            sync_additions: false,
             adopt_items: false,
             allow_symlinked_store: false,
             guix_program: None,

@@ -1,7 +1,8 @@
 //! The database of valid paths, `DB/db.sqlite`.
 //!
 //! The tables are guix-daemon's (schema 7); the columns `ultimate`, `sigs` and `ca` of `ValidPaths` are Nix's, appended, so that every
-//! statement of guix-daemon and of `(guix store database)`, which name their columns, goes on working.
+//! statement of guix-daemon and of `(guix store database)`, which name their columns, goes on working. `FruixUnsynced` is ours: see
+//! [`crate::unsynced`].
 //!
 //! One connection writes, a pool of connections reads; in WAL mode neither waits for the other. That another process holds the database
 //! is never an error here: whoever asks waits.
@@ -13,6 +14,7 @@ use std::time::Duration;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
 
+use crate::failpoints::{Moment, point};
 use crate::{Error, Result};
 
 /// The version that `DB/schema` holds. Guix never had another.
@@ -52,6 +54,10 @@ create table if not exists FailedPaths (
     path text primary key not null,
     time integer not null
 );
+create table if not exists FruixUnsynced (
+    daemon text primary key not null,
+    first  integer not null
+);
 ";
 
 /// Nix's columns and their types.
@@ -66,8 +72,16 @@ const STATEMENTS: usize = 64;
 #[derive(Debug)]
 pub(crate) struct Db {
     path: PathBuf,
-    writer: Mutex<Connection>,
+    writer: Mutex<Writer>,
     readers: Mutex<Vec<Connection>>,
+}
+
+/// The connection that writes.
+#[derive(Debug)]
+pub(crate) struct Writer {
+    connection: Connection,
+    /// Whether `FruixUnsynced` has this daemon's row.
+    pub(crate) unsynced: bool,
 }
 
 /// Whether `error` means that another connection holds the database.
@@ -106,7 +120,7 @@ fn has_column(connection: &Connection, column: &str) -> rusqlite::Result<bool> {
 }
 
 fn prepare_schema(connection: &mut Connection) -> rusqlite::Result<()> {
-    let mut complete = connection.prepare("select 1 from sqlite_master where type = 'table' and name = 'FailedPaths'")?.exists([])?;
+    let mut complete = connection.prepare("select 1 from sqlite_master where type = 'table' and name = 'FruixUnsynced'")?.exists([])?;
     for (column, _) in EXTRA_COLUMNS {
         complete = complete && has_column(connection, column)?;
     }
@@ -129,8 +143,9 @@ impl Db {
         let mut attempt = 0;
         loop {
             match Self::try_open(path, durable) {
-                Ok(writer) => {
-                    return Ok(Db { path: path.to_owned(), writer: Mutex::new(writer), readers: Mutex::default() });
+                Ok(connection) => {
+                    let writer = Mutex::new(Writer { connection, unsynced: false });
+                    return Ok(Db { path: path.to_owned(), writer, readers: Mutex::default() });
                 }
                 Err(source) if is_busy(&source) => pause(attempt),
                 Err(source) => {
@@ -207,12 +222,28 @@ impl Db {
         open().map_err(|source| Error::OpenDatabase { path: self.path.clone(), source })
     }
 
+    /// The connection that writes. Others wait until it is given back.
+    pub(crate) fn writer(&self) -> MutexGuard<'_, Writer> {
+        held(&self.writer)
+    }
+
+    /// [`Writer::write`] when nobody else writes.
+    pub(crate) fn write<T>(&self, action: &'static str, change: impl FnMut(&Transaction<'_>) -> Result<T>) -> Result<T> {
+        self.writer().write(action, change)
+    }
+
+    /// Gives unused pages back to the file system, as `guix gc --vacuum-database`.
+    pub(crate) fn vacuum(&self) -> Result<()> {
+        self.writer().connection.execute_batch("vacuum;").map_err(Error::db("vacuuming SQLite database"))
+    }
+}
+
+impl Writer {
     /// Runs `change` in a transaction, which is rolled back when it fails. `change` may run more than once.
-    pub(crate) fn write<T>(&self, action: &'static str, mut change: impl FnMut(&Transaction<'_>) -> Result<T>) -> Result<T> {
-        let mut connection = held(&self.writer);
+    pub(crate) fn write<T>(&mut self, action: &'static str, mut change: impl FnMut(&Transaction<'_>) -> Result<T>) -> Result<T> {
         let mut attempt = 0;
         loop {
-            match Self::attempt(&mut connection, &mut change) {
+            match self.attempt(&mut change) {
                 Err(error) if error.is_busy() => pause(attempt),
                 Err(Error::Database { source, .. }) => {
                     return Err(Error::Database { action, source });
@@ -223,16 +254,13 @@ impl Db {
         }
     }
 
-    fn attempt<T>(connection: &mut Connection, change: &mut impl FnMut(&Transaction<'_>) -> Result<T>) -> Result<T> {
-        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    fn attempt<T>(&mut self, change: &mut impl FnMut(&Transaction<'_>) -> Result<T>) -> Result<T> {
+        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let value = change(&transaction)?;
+        point::<rusqlite::Error>("db::commit", Moment::Before)?;
         transaction.commit()?;
+        point::<rusqlite::Error>("db::commit", Moment::After)?;
         Ok(value)
-    }
-
-    /// Gives unused pages back to the file system, as `guix gc --vacuum-database`.
-    pub(crate) fn vacuum(&self) -> Result<()> {
-        held(&self.writer).execute_batch("vacuum;").map_err(Error::db("vacuuming SQLite database"))
     }
 }
 
@@ -292,7 +320,8 @@ mod tests {
             }
             assert_eq!(columns(&db, table), expected, "{table}");
         }
-        assert_eq!(objects(&db, "table"), UPSTREAM.map(|(table, _)| table.to_owned()).into());
+        let tables = UPSTREAM.map(|(table, _)| table.to_owned()).into_iter().chain(["FruixUnsynced".to_owned()]);
+        assert_eq!(objects(&db, "table"), tables.collect());
         assert_eq!(objects(&db, "trigger"), ["DeleteSelfRefs".to_owned()].into());
         assert_eq!(objects(&db, "index"), ["IndexDerivationOutputs", "IndexReference", "IndexReferrer"].map(str::to_owned).into());
         let mode: String = db.query_row("pragma journal_mode", [], |row| row.get(0)).unwrap();

@@ -11,7 +11,7 @@
 //! ```
 
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -19,15 +19,19 @@ use std::sync::{Arc, Mutex};
 use fruix_drv::StorePath;
 use nix::dir::Dir;
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, FcntlArg, OFlag, fcntl, openat};
+use nix::fcntl::{AT_FDCWD, OFlag, openat};
 use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmod, fchmodat, fstat};
 use nix::sys::statvfs::{FsFlags, statvfs};
 use nix::unistd::{Gid, Uid, fchown, geteuid};
 
+use crate::big_lock::BigLock;
 use crate::db::{Db, SCHEMA};
+use crate::failpoints::{Writes, step};
 use crate::fsutil::{self, kind, lstat_at, make_dirs, permissions};
+use crate::register::Registrations;
 use crate::staging::{Staging, is_staging};
 use crate::sync::FileSystemSync;
+use crate::unsynced::Syncer;
 use crate::{Config, Error, Inner, Result, Store, TempRoots};
 
 /// Items beside an empty database that may be what a crash left of the very first additions.
@@ -89,7 +93,7 @@ impl Store {
         make_dirs(&store.join(".links"), 0o755)?;
         reserve(&config);
 
-        let big_lock = share_big_lock(&config)?;
+        let big_lock = BigLock::share(&config.db_dir.join("big-lock"))?;
         let schema = config.db_dir.join("schema");
         match read_schema(&schema)? {
             None => {}
@@ -111,16 +115,21 @@ impl Store {
             db,
             drv_hashes: Mutex::default(),
             staging,
+            registrations: Registrations::default(),
             file_system_sync: FileSystemSync::default(),
-            _big_lock: big_lock,
+            syncer: Syncer::default(),
+            big_lock,
         };
-        Ok(Store { inner: Arc::new(inner) })
+        let store = Store { inner: Arc::new(inner) };
+        store.drop_lost()?;
+        store.start_syncer()?;
+        Ok(store)
     }
 
     /// Gives back the space held in `DB/reserved`, so that a collection can work on a full disk.
     pub fn release_reserve(&self) {
         let path = self.config().db_dir.join("reserved");
-        if let Err(error) = std::fs::remove_file(&path)
+        if let Err(error) = step("reserve::unlink", || std::fs::remove_file(&path))
             && error.kind() != io::ErrorKind::NotFound
         {
             tracing::warn!(path = %path.display(), %error, "cannot give back the reserved space");
@@ -255,41 +264,8 @@ fn fill_reserve(path: &Path, size: u64) -> io::Result<()> {
     let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let mut file = std::fs::File::from(openat(AT_FDCWD, path, flags, Mode::S_IRUSR | Mode::S_IWUSR)?);
     // Bytes, since allocating without writing is not everywhere to be had, nor everywhere kept.
-    io::copy(&mut io::repeat(b'X').take(size), &mut file)?;
+    io::copy(&mut io::repeat(b'X').take(size), &mut Writes::new("reserve::write", &mut file))?;
     file.set_len(size)
-}
-
-/// Opens `DB/big-lock` and takes it for reading, as long as the store is open: no one may change the schema meanwhile.
-fn share_big_lock(config: &Config) -> Result<OwnedFd> {
-    let path = config.db_dir.join("big-lock");
-    let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_CLOEXEC;
-    let file = openat(AT_FDCWD, &path, flags, Mode::S_IRUSR | Mode::S_IWUSR).map_err(Error::io("opening lock file", &path))?;
-    // The type of the fields differs between platforms.
-    #[allow(clippy::unnecessary_cast)]
-    let lock = nix::libc::flock {
-        l_type: nix::libc::F_RDLCK as nix::libc::c_short,
-        l_whence: nix::libc::SEEK_SET as nix::libc::c_short,
-        l_start: 0,
-        l_len: 0,
-        l_pid: 0,
-        #[cfg(target_os = "freebsd")]
-        l_sysid: 0,
-    };
-    loop {
-        match fcntl(&file, FcntlArg::F_SETLK(&lock)) {
-            Ok(_) => return Ok(file),
-            Err(Errno::EACCES | Errno::EAGAIN) => {
-                tracing::warn!("waiting for the big store lock...");
-                match fcntl(&file, FcntlArg::F_SETLKW(&lock)) {
-                    Ok(_) => return Ok(file),
-                    Err(Errno::EINTR) => {}
-                    Err(error) => return Err(Error::io("acquiring lock", &path)(error)),
-                }
-            }
-            Err(Errno::EINTR) => {}
-            Err(error) => return Err(Error::io("acquiring lock", &path)(error)),
-        }
-    }
 }
 
 fn read_schema(path: &Path) -> Result<Option<i64>> {
@@ -311,9 +287,9 @@ fn write_schema(path: &Path) -> Result<()> {
     let temporary = path.with_extension(format!("tmp-{}", std::process::id()));
     let write = || {
         let mut file = std::fs::File::create(&temporary)?;
-        file.write_all(SCHEMA.to_string().as_bytes())?;
-        file.sync_all()?;
-        std::fs::rename(&temporary, path)
+        Writes::new("schema::write", &mut file).write_all(SCHEMA.to_string().as_bytes())?;
+        step("schema::sync", || file.sync_all())?;
+        step("schema::rename", || std::fs::rename(&temporary, path))
     };
     write().map_err(Error::io("writing", path))
 }

@@ -4,6 +4,8 @@
 //! |---|---|---|
 //! | `STORE/HASH-NAME.lock` | whoever makes that path ([`Store::lock_paths`]) | no one else makes it |
 //! | `STATE/gc.lock` | a collector, for writing | no new roots, no new files of temporary roots, no second collector |
+//! | `DB/big-lock` | every process that has the store open, for reading | no one changes the schema |
+//! | `DB/big-lock` | an adder, for writing, for a moment | no other process has the store open: see [`BigLock`] |
 //! | `STATE/gc.lock` | whoever makes a file of temporary roots, for reading | no collector is at work |
 //!
 //! They are POSIX record locks, as guix-daemon's are, and so belong to the process, not to a thread or a descriptor: one thread does not
@@ -19,7 +21,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use fruix_drv::StorePath;
@@ -28,6 +30,8 @@ use nix::fcntl::{AT_FDCWD, FcntlArg, OFlag, fcntl, openat};
 use nix::libc;
 use nix::sys::stat::{Mode, SFlag, fstat, lstat};
 
+use crate::big_lock::{Alone, BigLock};
+use crate::failpoints::step;
 use crate::fsutil::{self, same_file};
 use crate::{Error, Result, Store};
 
@@ -112,13 +116,22 @@ pub(crate) fn wait_record_lock(fd: impl AsFd, kind: libc::c_int, wait: Wait<'_>,
     }
 }
 
-/// A lock file that this process has locked.
+/// Something that this process has locked.
 #[derive(Debug)]
 struct Held {
-    file: OwnedFd,
+    means: Means,
     exclusive: bool,
     /// Holders of [`Kind::Shared`], and guests of a holder of [`Kind::Exclusive`].
     sharers: usize,
+}
+
+/// What keeps other processes out.
+#[derive(Debug)]
+enum Means {
+    /// A record lock on the lock file.
+    File(OwnedFd),
+    /// That there are none. Held, never read.
+    Alone { _alone: Alone },
 }
 
 #[derive(Default)]
@@ -165,12 +178,25 @@ impl FileLock {
     ///
     /// # Errors
     /// [`Error::Interrupted`], [`Error::Io`], [`Error::UnsupportedType`].
-    pub(crate) fn acquire(path: &Path, kind: Kind, life: Life, wait: Wait<'_>, mut waiting: impl FnMut()) -> Result<Option<FileLock>> {
+    pub(crate) fn acquire(path: &Path, kind: Kind, life: Life, wait: Wait<'_>, waiting: impl FnMut()) -> Result<Option<FileLock>> {
+        Self::acquire_how(path, kind, life, wait, None, waiting)
+    }
+
+    /// Like [`FileLock::acquire`], for a lock that is held for some milliseconds at most: as long as no other process has the store of
+    /// `big_lock` open, no file is made for it.
+    fn acquire_how(
+        path: &Path,
+        kind: Kind,
+        life: Life,
+        wait: Wait<'_>,
+        big_lock: Option<&Arc<BigLock>>,
+        mut waiting: impl FnMut(),
+    ) -> Result<Option<FileLock>> {
         let mut table = held();
         let mut pause = Duration::from_millis(1);
         let mut said = false;
         loop {
-            let pause_now = match attempt(&mut table, path, kind, life)? {
+            let pause_now = match attempt(&mut table, path, kind, life, big_lock)? {
                 Attempt::Locked => return Ok(Some(FileLock { path: path.to_owned(), kind, delete: false })),
                 Attempt::HeldHere => CANCEL_POLL,
                 Attempt::HeldElsewhere => {
@@ -198,7 +224,7 @@ impl FileLock {
 }
 
 /// Opens `path` and locks it, unless it is locked; `table` is the table of those which this process has.
-fn attempt(table: &mut HashMap<PathBuf, Held>, path: &Path, kind: Kind, life: Life) -> Result<Attempt> {
+fn attempt(table: &mut HashMap<PathBuf, Held>, path: &Path, kind: Kind, life: Life, big_lock: Option<&Arc<BigLock>>) -> Result<Attempt> {
     if let Some(held) = table.get_mut(path) {
         let welcome = match kind {
             Kind::Exclusive => false,
@@ -212,9 +238,14 @@ fn attempt(table: &mut HashMap<PathBuf, Held>, path: &Path, kind: Kind, life: Li
         return Ok(Attempt::Locked);
     }
     let exclusive = kind == Kind::Exclusive;
+    if exclusive && let Some(alone) = big_lock.and_then(BigLock::alone) {
+        table.insert(path.to_owned(), Held { means: Means::Alone { _alone: alone }, exclusive, sharers: 0 });
+        return Ok(Attempt::Locked);
+    }
     loop {
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-        let file = openat(AT_FDCWD, path, flags, Mode::S_IRUSR | Mode::S_IWUSR).map_err(Error::io("opening lock file", path))?;
+        let open = || openat(AT_FDCWD, path, flags, Mode::S_IRUSR | Mode::S_IWUSR);
+        let file = step("locks::open", open).map_err(Error::io("opening lock file", path))?;
         // Nobody in this process has it, so that closing it again loses nothing.
         if !set_record_lock(&file, if exclusive { WRITE } else { READ }).map_err(Error::io("locking", path))? {
             return Ok(Attempt::HeldElsewhere);
@@ -224,7 +255,7 @@ fn attempt(table: &mut HashMap<PathBuf, Held>, path: &Path, kind: Kind, life: Li
             return Err(Error::UnsupportedType { path: path.to_owned() });
         }
         if life == Life::Lasting || (stat.st_size == 0 && stat.st_nlink > 0) {
-            table.insert(path.to_owned(), Held { file, exclusive, sharers: usize::from(!exclusive) });
+            table.insert(path.to_owned(), Held { means: Means::File(file), exclusive, sharers: usize::from(!exclusive) });
             return Ok(Attempt::Locked);
         }
         // It was unlinked, or is about to be, or is nobody's lock file: the name has to have another one.
@@ -244,9 +275,9 @@ impl Drop for FileLock {
             while table.get(&self.path).is_some_and(|held| held.sharers > 0) {
                 table = TABLE.changed.wait(table).unwrap_or_else(PoisonError::into_inner);
             }
-            if let Some(held) = table.get(&self.path)
+            if let Some(Held { means: Means::File(file), .. }) = table.get(&self.path)
                 && self.delete
-                && let Err(error) = delete(&self.path, &held.file)
+                && let Err(error) = delete(&self.path, file)
             {
                 tracing::debug!(path = %self.path.display(), %error, "cannot delete a lock file");
             }
@@ -265,8 +296,8 @@ impl Drop for FileLock {
 
 /// Unlinks a lock file and tells so those who wait for it.
 fn delete(path: &Path, file: &OwnedFd) -> io::Result<()> {
-    nix::unistd::unlink(path)?;
-    nix::unistd::write(file, b"d")?;
+    step("locks::unlink", || nix::unistd::unlink(path))?;
+    step("locks::mark", || nix::unistd::write(file, b"d"))?;
     Ok(())
 }
 
@@ -320,6 +351,16 @@ impl Store {
     /// As [`Store::lock_paths`], and [`Error::Interrupted`].
     pub fn lock_paths_or_cancel(&self, paths: &[StorePath], cancel: &AtomicBool) -> Result<PathLocks> {
         self.lock_paths_how(paths, Wait::Until(cancel))?.ok_or(Error::Interrupted)
+    }
+
+    /// Locks `path` as [`Store::lock_paths`] does with `wait`, for the time that it takes to put something in its place. When the lock is given
+    /// up, `path` is valid or not there, so that the lock file, if there is one, is deleted.
+    pub(crate) fn lock_path_briefly(&self, path: &StorePath) -> Result<FileLock> {
+        let (file, wait) = (self.lock_file(path), Wait::Until(&NEVER));
+        let lock = FileLock::acquire_how(&file, Kind::Exclusive, Life::Passing, wait, Some(&self.inner.big_lock), || {})?;
+        let mut lock = lock.ok_or(Error::Interrupted)?;
+        lock.set_deletion(true);
+        Ok(lock)
     }
 
     fn lock_paths_how(&self, paths: &[StorePath], wait: Wait<'_>) -> Result<Option<PathLocks>> {

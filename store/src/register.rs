@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
-use std::sync::{MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use fruix_drv::modulo::{ModuloError, VerifyError};
@@ -10,6 +10,7 @@ use fruix_drv::{Derivation, ModuloCache, StorePath, aterm, verify_output_paths};
 use nix::sys::stat::{SFlag, fstat};
 use rusqlite::{Connection, Transaction};
 
+use crate::db::Writer;
 use crate::fsutil::{Place, kind, open_file_at};
 use crate::info::row_id;
 use crate::{Error, PathInfo, Result, Store};
@@ -25,6 +26,35 @@ pub(crate) fn now() -> i64 {
 
 /// Derivations that are about to be registered, and need not be read back.
 pub(crate) type Parsed = BTreeMap<StorePath, Derivation>;
+
+/// Whether what is registered is on the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OnDisk {
+    /// It is.
+    Yes,
+    /// It will be; the database notes that it may not be.
+    Later,
+}
+
+/// Paths that somebody waits to see registered, all or none.
+#[derive(Debug)]
+struct Registration {
+    infos: Vec<PathInfo>,
+    parsed: Parsed,
+    on_disk: OnDisk,
+    result: Mutex<Option<Result<()>>>,
+}
+
+/// Those that are waiting for the database.
+#[derive(Debug, Default)]
+pub(crate) struct Registrations {
+    waiting: Mutex<Vec<Arc<Registration>>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Each change is a single one.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 impl Store {
     /// Reads the derivation `path` from its file, valid or not.
@@ -78,24 +108,65 @@ impl Store {
         for (path, drv) in &parsed {
             self.check_outputs_among(path, drv, &parsed)?;
         }
-        self.insert_all(infos, &parsed)
+        // What they refer to must not get lost before they do.
+        self.flush()?;
+        self.insert_all(infos.to_vec(), parsed, OnDisk::Yes)
     }
 
     /// [`Store::register`], given the derivations among `infos`, which have been checked.
-    pub(crate) fn insert_all(&self, infos: &[PathInfo], parsed: &Parsed) -> Result<()> {
-        self.db().write("registering valid paths", |db| {
-            for info in infos {
-                self.insert(db, info, parsed.get(&info.path))?;
+    ///
+    /// Whoever finds the database free commits what all have been waiting for with it.
+    pub(crate) fn insert_all(&self, infos: Vec<PathInfo>, parsed: Parsed, on_disk: OnDisk) -> Result<()> {
+        let own = Arc::new(Registration { infos, parsed, on_disk, result: Mutex::default() });
+        lock(&self.inner.registrations.waiting).push(Arc::clone(&own));
+        let mut writer = self.db().writer();
+        if let Some(result) = lock(&own.result).take() {
+            return result;
+        }
+        let batch = std::mem::take(&mut *lock(&self.inner.registrations.waiting));
+        if batch.len() < 2 || self.commit(&mut writer, &batch).is_err() {
+            // Each for himself: one's failure is not another's.
+            for one in &batch {
+                let result = self.commit(&mut writer, std::slice::from_ref(one));
+                *lock(&one.result) = Some(result);
             }
-            let mut insert = db.prepare_cached("insert or replace into Refs (referrer, reference) values (?1, ?2)")?;
-            for info in infos {
-                let referrer = self.valid_id(db, &info.path)?;
-                for reference in &info.references {
-                    insert.execute((referrer, self.valid_id(db, reference)?))?;
-                }
+        } else {
+            for one in &batch {
+                *lock(&one.result) = Some(Ok(()));
             }
-            self.refuse_cycles(db, infos)
-        })
+        }
+        drop(writer);
+        lock(&own.result).take().unwrap_or(Ok(()))
+    }
+
+    fn commit(&self, writer: &mut Writer, batch: &[Arc<Registration>]) -> Result<()> {
+        let unsynced = batch.iter().any(|one| one.on_disk == OnDisk::Later);
+        let note = unsynced && !writer.unsynced;
+        writer.write("registering valid paths", |db| {
+            if note {
+                self.note_unsynced(db)?;
+            }
+            batch.iter().try_for_each(|one| self.insert_together(db, &one.infos, &one.parsed))
+        })?;
+        if note {
+            writer.unsynced = true;
+            self.inner.syncer.ring();
+        }
+        Ok(())
+    }
+
+    fn insert_together(&self, db: &Transaction<'_>, infos: &[PathInfo], parsed: &Parsed) -> Result<()> {
+        for info in infos {
+            self.insert(db, info, parsed.get(&info.path))?;
+        }
+        let mut insert = db.prepare_cached("insert or replace into Refs (referrer, reference) values (?1, ?2)")?;
+        for info in infos.iter().filter(|info| !info.references.is_empty()) {
+            let referrer = self.valid_id(db, &info.path)?;
+            for reference in &info.references {
+                insert.execute((referrer, self.valid_id(db, reference)?))?;
+            }
+        }
+        self.refuse_cycles(db, infos)
     }
 
     fn valid_id(&self, db: &Connection, path: &StorePath) -> Result<i64> {
@@ -191,7 +262,7 @@ impl Store {
 
     pub(crate) fn drv_hashes(&self) -> MutexGuard<'_, ModuloCache> {
         // Entries are complete or absent, whatever panicked.
-        self.inner.drv_hashes.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.inner.drv_hashes)
     }
 
     /// Stores hash and size of the valid path `info.path` anew, for repairs of the database; nothing else of `info` is looked at.

@@ -17,6 +17,7 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag, openat};
 use nix::sys::stat::{Mode, fchmod, fstat, mkdirat};
 
+use crate::failpoints::step;
 use crate::fsutil::{self, Place, lstat_at, open_dir_at, remove_tree, same_file};
 use crate::{Error, Result, Store, TempRoots};
 
@@ -84,7 +85,7 @@ impl Staging {
         announce: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Option<(OwnedFd, Flock<OwnedFd>)>> {
         loop {
-            match mkdirat(store, name, Mode::S_IRWXU) {
+            match step("staging::make", || mkdirat(store, name, Mode::S_IRWXU)) {
                 Ok(()) | Err(Errno::EEXIST) => {}
                 Err(error) => return Err(Error::io("creating directory", shown)(error)),
             }
@@ -92,7 +93,7 @@ impl Staging {
                 return Ok(None);
             };
             let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-            let file = match openat(&dir, LOCK, flags, Mode::S_IRUSR | Mode::S_IWUSR) {
+            let file = match step("staging::lock", || openat(&dir, LOCK, flags, Mode::S_IRUSR | Mode::S_IWUSR)) {
                 Ok(file) => file,
                 // Another daemon removes the directory just now.
                 Err(Errno::ENOENT) => continue,
@@ -114,6 +115,23 @@ impl Staging {
                 }
                 _ => continue,
             }
+        }
+    }
+
+    /// Whether a living daemon has the staging directory of this name.
+    pub(crate) fn is_held(store: BorrowedFd<'_>, dir: &StoreDir, name: &str) -> Result<bool> {
+        if !is_staging(name.as_bytes()) {
+            return Ok(false);
+        }
+        let shown = Path::new(dir.as_str()).join(name);
+        let found = open_dir_at(store, OsStr::new(name))
+            .and_then(|dir| Ok(openat(&dir, LOCK, OFlag::O_RDWR | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())?));
+        match found.map(|file| Flock::lock(file, FlockArg::LockExclusiveNonblock)) {
+            Ok(Ok(_)) => Ok(false),
+            Ok(Err((_, Errno::EWOULDBLOCK))) => Ok(true),
+            Ok(Err((_, error))) => Err(Error::io("locking", &shown)(error)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(Error::io("opening lock file in", &shown)(error)),
         }
     }
 
@@ -227,7 +245,8 @@ impl Store {
     /// [`Error::Io`].
     pub fn stage_dir(&self, what: &str) -> Result<StagedDir> {
         let staged = self.inner.staging.reserve(what);
-        mkdirat(staged.dir(), staged.name(), Mode::S_IRWXU).map_err(Error::io("creating directory", staged.shown()))?;
+        let make = || mkdirat(staged.dir(), staged.name(), Mode::S_IRWXU);
+        step("staging::dir", make).map_err(Error::io("creating directory", staged.shown()))?;
         let dir = open_dir_at(staged.dir(), staged.name()).map_err(Error::io("opening", staged.shown()))?;
         fchmod(&dir, Mode::S_IRWXU).map_err(Error::io("changing mode of", staged.shown()))?;
         Ok(StagedDir { dir, staged })
@@ -237,8 +256,8 @@ impl Store {
     pub(crate) fn unnamed_file(&self) -> Result<std::fs::File> {
         let staged = self.inner.staging.reserve("spool");
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let file = openat(staged.dir(), staged.name(), flags, Mode::S_IRUSR | Mode::S_IWUSR)
-            .map_err(Error::io("creating file", staged.shown()))?;
+        let open = || openat(staged.dir(), staged.name(), flags, Mode::S_IRUSR | Mode::S_IWUSR);
+        let file = step("staging::spool", open).map_err(Error::io("creating file", staged.shown()))?;
         // Dropping `staged` takes the name away.
         Ok(std::fs::File::from(file))
     }

@@ -1,7 +1,7 @@
 //! Getting data onto the disk before it is called valid.
 
 use std::ffi::OsStr;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::{Condvar, Mutex, PoisonError};
 
@@ -10,6 +10,7 @@ use fruix_protocol::limits::NAR_DEPTH;
 use nix::sys::stat::{Mode, SFlag, fchmod, fstat};
 use nix::unistd::fsync;
 
+use crate::failpoints::step;
 use crate::fsutil::{
     Place, STORE_MTIME, kind, lstat_at, names, open_dir_at, open_file_at, permissions, remove_tree, set_store_mtime, with_place,
 };
@@ -76,17 +77,20 @@ impl Store {
     /// # Errors
     /// As [`Store::sync_tree`].
     pub fn sync_at(&self, place: &Place<'_>) -> Result<()> {
-        if !self.config().durable || sync_singly(place, &mut 0, 0)? {
+        if !self.config().durable || sync_singly(place, &mut 0, SINGLY, 0)? || self.sync_store_file_system()? {
             return Ok(());
         }
-        self.sync_file_system(place.dir, &place.shown)
+        sync_all(place)
     }
 
+    /// Syncs all of the store's file system, in which whatever lies that is to be renamed into the store. `false`: this system cannot.
     #[cfg(any(target_os = "linux", target_os = "android"))]
-    fn sync_file_system(&self, dir: BorrowedFd<'_>, shown: &Path) -> Result<()> {
-        // Whatever is synced lies in the store's file system, since it is to be renamed into the store.
-        let sync = || rustix::fs::syncfs(dir).map_err(Error::io("syncing the file system of", shown));
-        self.inner.file_system_sync.run(sync)
+    pub(crate) fn sync_store_file_system(&self) -> Result<bool> {
+        let sync = || {
+            step("sync::filesystem", || rustix::fs::syncfs(self.dir()))
+                .map_err(Error::io("syncing the file system of", self.store_dir().as_str()))
+        };
+        self.inner.file_system_sync.run(sync).map(|()| true)
     }
 
     /// Moves `from`, which is canonical and synced, to the store path `path`, whose lock the caller holds. Whatever was there, invalid as it
@@ -103,7 +107,7 @@ impl Store {
         if !self.config().durable {
             return Ok(());
         }
-        fsync(self.dir()).map_err(Error::io("syncing", self.store_dir().as_str()))
+        step("sync::names", || fsync(self.dir())).map_err(Error::io("syncing", self.store_dir().as_str()))
     }
 
     /// [`Store::install`] without the sync.
@@ -122,7 +126,8 @@ impl Store {
         } else {
             None
         };
-        nix::fcntl::renameat(from.dir, from.name.as_os_str(), self.dir(), name).map_err(Error::io("moving to the store", &shown))?;
+        let rename = || nix::fcntl::renameat(from.dir, from.name.as_os_str(), self.dir(), name);
+        step("install::rename", rename).map_err(Error::io("moving to the store", &shown))?;
         if let Some(dir) = dir {
             let now = fstat(&dir).map_err(Error::io("getting attributes of path", &shown))?;
             if permissions(&now) != permissions(&stat) {
@@ -136,13 +141,16 @@ impl Store {
     }
 }
 
-/// Syncs a tree file by file, unless it has too many: then it returns `false`.
-fn sync_singly(place: &Place<'_>, met: &mut u64, depth: usize) -> Result<bool> {
+/// Syncs a tree file by file.
+pub(crate) fn sync_all(place: &Place<'_>) -> Result<()> {
+    sync_singly(place, &mut 0, u64::MAX, 0).map(drop)
+}
+
+/// Syncs a tree file by file, unless it has more than `limit`: then it returns `false`.
+fn sync_singly(place: &Place<'_>, met: &mut u64, limit: u64, depth: usize) -> Result<bool> {
     let shown = &place.shown;
     *met += 1;
-    // The platforms without a sync of one file system take the long way.
-    let limited = cfg!(any(target_os = "linux", target_os = "android"));
-    if limited && *met > SINGLY {
+    if *met > limit {
         return Ok(false);
     }
     if depth > NAR_DEPTH {
@@ -154,7 +162,7 @@ fn sync_singly(place: &Place<'_>, met: &mut u64, depth: usize) -> Result<bool> {
         SFlag::S_IFDIR => {
             let dir = open_dir_at(place.dir, &place.name).map_err(Error::io("opening", shown))?;
             for name in names(&dir).map_err(Error::io("reading directory", shown))? {
-                if !sync_singly(&Place::new(dir.as_fd(), name, shown), met, depth + 1)? {
+                if !sync_singly(&Place::new(dir.as_fd(), name, shown), met, limit, depth + 1)? {
                     return Ok(false);
                 }
             }
@@ -163,14 +171,14 @@ fn sync_singly(place: &Place<'_>, met: &mut u64, depth: usize) -> Result<bool> {
         // A symbolic link is on the disk when its directory is.
         _ => return Ok(true),
     };
-    fsync(&fd).map_err(Error::io("syncing", shown))?;
+    step("sync::file", || fsync(&fd)).map_err(Error::io("syncing", shown))?;
     Ok(true)
 }
 
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 impl Store {
-    fn sync_file_system(&self, _dir: BorrowedFd<'_>, _shown: &Path) -> Result<()> {
+    pub(crate) fn sync_store_file_system(&self) -> Result<bool> {
         let _ = &self.inner.file_system_sync;
-        Ok(())
+        Ok(false)
     }
 }
