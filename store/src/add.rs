@@ -13,6 +13,7 @@ use fruix_protocol::nar::{Event, Reader, Writer};
 
 use crate::failpoints::Writes;
 use crate::fsutil::{Place, remove_tree};
+use crate::info::row_id;
 use crate::links;
 use crate::nar_fs::{create_file, finish_file, restore_at};
 use crate::register::{OnDisk, Parsed};
@@ -51,11 +52,22 @@ impl Store {
     pub fn add_text(&self, roots: &TempRoots, name: &str, contents: &[u8], references: &BTreeSet<StorePath>) -> Result<StorePath> {
         let path = text_path(self.store_dir(), name, contents, references).map_err(bad_name)?;
         roots.add(&path)?;
-        if self.is_valid(&path)? {
+        let printed = self.print(&path);
+        let (valid, missing) = self.db().read("querying path in database", |db| {
+            if row_id(db, &printed)?.is_some() {
+                return Ok((true, None));
+            }
+            for reference in references {
+                if row_id(db, &self.print(reference))?.is_none() {
+                    return Ok((false, Some(reference)));
+                }
+            }
+            Ok((false, None))
+        })?;
+        if valid {
             return Ok(path);
         }
-        let valid = self.filter_valid(references)?;
-        if let Some(missing) = references.iter().find(|reference| !valid.contains(*reference)) {
+        if let Some(missing) = missing {
             return Err(self.not_valid(missing));
         }
         let mut parsed = Parsed::new();
@@ -185,23 +197,21 @@ impl Store {
     /// The file is written where it will be: one that is half there and not registered is nobody's, and one less is made and renamed.
     fn publish_file(&self, info: PathInfo, mut parsed: Parsed, contents: &[u8]) -> Result<StorePath> {
         let _lock = self.lock_path_briefly(&info.path)?;
-        if self.is_valid(&info.path)? {
-            return Ok(info.path);
-        }
         if info.path.is_derivation() && !parsed.contains_key(&info.path) {
             let drv = self.parse_derivation(&info.path, contents)?;
             self.check_outputs(&info.path, &drv)?;
             parsed.insert(info.path.clone(), drv);
         }
         let place = self.place(&info.path);
-        let written = write_file(&place, contents).or_else(|error| {
-            if error.raw_os_error() != Some(nix::libc::EEXIST) {
-                return Err(error);
+        let mut written = write_file(&place, contents);
+        if written.as_ref().is_err_and(|error| error.raw_os_error() == Some(nix::libc::EEXIST)) {
+            // Somebody was faster, or did not get far.
+            if self.is_valid(&info.path)? {
+                return Ok(info.path);
             }
-            // What somebody who did not get far has left.
             remove_tree(place.dir, &place.name, &place.shown, 0)?;
-            write_file(&place, contents)
-        });
+            written = write_file(&place, contents);
+        }
         let large = contents.len() as u64 >= links::MIN_SIZE;
         let linked = written.and_then(|()| if large { self.deduplicate(&place).map(drop) } else { Ok(()) });
         self.register_added(info, parsed, linked)

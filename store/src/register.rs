@@ -156,12 +156,12 @@ impl Store {
     }
 
     fn insert_together(&self, db: &Transaction<'_>, infos: &[PathInfo], parsed: &Parsed) -> Result<()> {
+        let mut ids = Vec::with_capacity(infos.len());
         for info in infos {
-            self.insert(db, info, parsed.get(&info.path))?;
+            ids.push(self.insert(db, info, parsed.get(&info.path))?);
         }
         let mut insert = db.prepare_cached("insert or replace into Refs (referrer, reference) values (?1, ?2)")?;
-        for info in infos.iter().filter(|info| !info.references.is_empty()) {
-            let referrer = self.valid_id(db, &info.path)?;
+        for (info, referrer) in infos.iter().zip(ids) {
             for reference in &info.references {
                 insert.execute((referrer, self.valid_id(db, reference)?))?;
             }
@@ -173,13 +173,14 @@ impl Store {
         row_id(db, &self.print(path))?.ok_or_else(|| self.not_valid(path))
     }
 
-    fn insert(&self, db: &Transaction<'_>, info: &PathInfo, drv: Option<&Derivation>) -> Result<()> {
+    /// Inserts or changes the row of `info`, and returns its number.
+    fn insert(&self, db: &Transaction<'_>, info: &PathInfo, drv: Option<&Derivation>) -> Result<i64> {
         let path = self.print(&info.path);
         let hash = info.nar_hash.to_string();
         let size = (info.nar_size != 0).then(|| i64::try_from(info.nar_size).unwrap_or(i64::MAX));
-        if row_id(db, &path)?.is_some() {
+        if let Some(id) = row_id(db, &path)? {
             db.prepare_cached("update ValidPaths set narSize = ?1, hash = ?2 where path = ?3")?.execute((size, hash, path))?;
-            return Ok(());
+            return Ok(id);
         }
         let time = match info.registration_time {
             0 => now(),
@@ -195,7 +196,7 @@ impl Store {
                 insert.execute((id, name, self.print(&output.path)))?;
             }
         }
-        Ok(())
+        Ok(id)
     }
 
     /// Refuses references that lead from one of `infos` over others of them back to it.
