@@ -17,7 +17,12 @@ heavy: roots
 	./compat-tests/differential/run.sh
 	./compat-tests/differential/run.sh --client=1.2
 
-.PHONY: check heavy prepare format lint test doc licences scripts roots main-job
+# guix-daemon and fruixd side by side, an hour or so; BENCH='--quick' for less, compat-tests/bench/run.sh for what else there is.
+bench: roots
+	./build-aux/install-packages strace
+	./compat-tests/bench/run.sh $(BENCH)
+
+.PHONY: bench check heavy prepare format lint test doc licences scripts roots main-job
 
 check: SECONDS_AT_START := $(shell date +%s)
 check: prepare format lint test doc licences scripts main-job

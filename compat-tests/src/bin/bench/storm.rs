@@ -1,0 +1,110 @@
+//! A storm of derivations, as `guix build -d` makes one: for each package a builder's text and a derivation that refers to it and to
+//! earlier derivations, all of them right.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use fruix_drv::modulo::compute_output_paths;
+use fruix_drv::path::text_path;
+use fruix_drv::{Derivation, DerivationOutput, Hash, StoreDir, StorePath, aterm, hash_derivation_modulo};
+
+use crate::Result;
+use crate::wire::Request;
+
+/// What it takes to add one text.
+pub(crate) struct Text {
+    pub(crate) request: Request,
+    /// What the daemon must answer.
+    pub(crate) path: String,
+    /// For a derivation what it would make.
+    pub(crate) output: Option<String>,
+}
+
+/// Numbers that only look like chance: the same in every run.
+pub(crate) struct Dice(pub(crate) u64);
+
+impl Dice {
+    pub(crate) fn word(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    pub(crate) fn below(&mut self, limit: usize) -> usize {
+        (self.word() % limit.max(1) as u64) as usize
+    }
+}
+
+fn add_text(dir: &StoreDir, name: &str, contents: &[u8], references: &BTreeSet<StorePath>) -> Result<(StorePath, Request)> {
+    let path = text_path(dir, name, contents, references)?;
+    let references: Vec<String> = references.iter().map(|path| dir.display(path)).collect();
+    Ok((path, Request::new(8).string(name).string(contents).strings(&references)))
+}
+
+/// What the daemon is asked to add as `name`, with some 2 KB of text.
+pub(crate) fn plain_text(dir: &StoreDir, name: &str) -> Result<Text> {
+    let mut contents = format!("(begin ;; {name}\n");
+    let mut line = 0;
+    while contents.len() < 2000 {
+        line += 1;
+        contents.push_str(&format!("  (invoke \"make\" \"-C\" \"src/{line}\" \"install\" (string-append \"prefix=\" (getenv \"out\")))\n"));
+    }
+    contents.push_str(")\n");
+    let (path, request) = add_text(dir, name, contents.as_bytes(), &BTreeSet::new())?;
+    Ok(Text { request, path: dir.display(&path), output: None })
+}
+
+/// `count` texts in `parts` that do not refer to one another.
+pub(crate) fn storm(dir: &StoreDir, count: usize, parts: usize) -> Result<Vec<Vec<Text>>> {
+    (0..parts).map(|part| part_of_storm(dir, count / parts, part)).collect()
+}
+
+fn part_of_storm(dir: &StoreDir, count: usize, part: usize) -> Result<Vec<Text>> {
+    let mut dice = Dice(0x9e37_79b9_7f4a_7c15 ^ (part as u64 + 1));
+    let mut texts = Vec::with_capacity(count);
+    let mut known: Vec<(StorePath, StorePath)> = Vec::new();
+    let mut hashes: HashMap<StorePath, Hash> = HashMap::new();
+    for i in 0..count / 2 {
+        let name = format!("package-{part}-{i}-1.0.{}", i % 7);
+        let text = plain_text(dir, &format!("{name}-builder"))?;
+        let builder = dir.parse(&text.path)?;
+        texts.push(text);
+
+        // Half of the inputs are recent, as in a chain of packages; the others come from the bottom, as a toolchain does.
+        let mut input_drvs = BTreeMap::new();
+        let mut environment = BTreeMap::new();
+        for j in 0..8.min(known.len()) {
+            let at = if j % 2 == 0 { known.len() - 1 - dice.below(known.len().min(40)) } else { dice.below(known.len().min(60)) };
+            let (drv, output) = &known[at];
+            input_drvs.insert(drv.clone(), BTreeSet::from(["out".to_owned()]));
+            environment.insert(format!("input{j}").into(), dir.display(output).into());
+        }
+        let mut drv = Derivation {
+            outputs: BTreeMap::from([(
+                "out".to_owned(),
+                DerivationOutput { path: builder.clone(), hash_algo: String::new(), hash: String::new() },
+            )]),
+            input_drvs,
+            input_srcs: BTreeSet::from([builder.clone()]),
+            platform: "x86_64-linux".into(),
+            builder: "/bin/guile".into(),
+            args: vec!["--no-auto-compile".into(), dir.display(&builder).into()],
+            env: environment,
+        };
+        drv.env.insert("out".into(), "".into());
+        drv.env.insert("guix properties".into(), format!("((type . graft) (graft (count . {i})))").into());
+        let mut hash_of = |path: &StorePath| hashes.get(path).copied().ok_or_else(|| std::io::Error::other("an input that is not known"));
+        let outputs = compute_output_paths(dir, &name, &drv, &mut hash_of)?;
+        let output = outputs.get("out").ok_or("no output")?.clone();
+        if let Some(out) = drv.outputs.get_mut("out") {
+            out.path = output.clone();
+        }
+        drv.env.insert("out".into(), dir.display(&output).into());
+        let hash = hash_derivation_modulo(dir, &drv, &mut hash_of)?;
+        let (path, request) = add_text(dir, &format!("{name}.drv"), &aterm::print(dir, &drv), &drv.references())?;
+        hashes.insert(path.clone(), hash);
+        texts.push(Text { request, path: dir.display(&path), output: Some(dir.display(&output)) });
+        known.push((path, output));
+    }
+    Ok(texts)
+}

@@ -1,0 +1,550 @@
+//! The workloads, B1 to B8. Each function is one turn on one side.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use fruix_drv::{Hash, HashAlgo, Hasher};
+
+use crate::Result;
+use crate::daemon::{Daemon, Side, settle};
+use crate::graph::Graph;
+use crate::report::{Figure, Unit, figure, latencies, rate};
+use crate::storm::{Dice, Text, plain_text, storm};
+use crate::wire::{Connection, Request, put_string, set_options};
+
+/// How big the workloads are.
+#[derive(Clone, Debug)]
+pub(crate) struct Sizes {
+    pub(crate) connections: Vec<usize>,
+    pub(crate) texts: usize,
+    pub(crate) clients: usize,
+    pub(crate) live: usize,
+    pub(crate) dead: usize,
+    pub(crate) queries: usize,
+    pub(crate) big_file: usize,
+    pub(crate) trees: Vec<usize>,
+}
+
+impl Sizes {
+    pub(crate) fn full() -> Self {
+        Self {
+            connections: vec![100, 1000],
+            texts: 5600,
+            clients: 8,
+            live: 100_000,
+            dead: 30_000,
+            queries: 10_000,
+            big_file: 1 << 30,
+            trees: vec![10_000, 100_000],
+        }
+    }
+
+    pub(crate) fn quick() -> Self {
+        Self {
+            connections: vec![100],
+            texts: 800,
+            clients: 8,
+            live: 10_000,
+            dead: 3_000,
+            queries: 2_000,
+            big_file: 1 << 27,
+            trees: vec![2_000],
+        }
+    }
+}
+
+/// What all turns of a run share.
+pub(crate) struct Bench {
+    pub(crate) sizes: Sizes,
+    /// The archive of the big file, and its hash, once B5 has run.
+    pub(crate) big: Option<Vec<u8>>,
+    /// The archives of trees by number of files.
+    pub(crate) trees: BTreeMap<usize, Vec<u8>>,
+    /// The storm of each side, once it has run.
+    pub(crate) storms: BTreeMap<String, Vec<Vec<Text>>>,
+}
+
+/// What a turn found, and the calls that wait for the disk, if they were counted.
+pub(crate) type Turn = (Vec<Figure>, BTreeMap<String, u64>);
+
+/// Memory, while the connections are open, and the end of the daemon.
+fn finish<C>(mut figures: Vec<Figure>, daemon: Daemon, connections: C) -> Result<Turn> {
+    figures.push(peak(&daemon));
+    // Else a tracer would wait for the sessions, and we for it.
+    drop(connections);
+    Ok((figures, daemon.stop()?))
+}
+
+fn peak(daemon: &Daemon) -> Figure {
+    figure("daemon's memory at its peak (sum over processes)", Unit::MiB, daemon.peak() as f64 / 1024.0)
+}
+
+fn greet(socket: &Path) -> Result<Connection> {
+    let mut connection = Connection::open(socket)?;
+    connection.call(&set_options(), "")?;
+    Ok(connection)
+}
+
+fn threads<T: Send>(count: usize, body: impl Fn(usize) -> Result<T> + Sync) -> Result<Vec<T>> {
+    std::thread::scope(|scope| {
+        let handles: Result<Vec<_>> = (0..count)
+            .map(|i| {
+                let body = &body;
+                Ok(std::thread::Builder::new().stack_size(256 << 10).spawn_scoped(scope, move || body(i))?)
+            })
+            .collect();
+        handles?.into_iter().map(|handle| handle.join().unwrap_or_else(|_| Err("a client's thread died".into()))).collect()
+    })
+}
+
+/// B1: greeting, options, one query.
+pub(crate) fn connections(bench: &Bench, side: &Side, trace: bool) -> Result<Turn> {
+    side.wipe()?;
+    let daemon = side.start(trace)?;
+    let query = Request::new(1).string(format!("{}/{}-none", side.store().as_str(), "0".repeat(32)));
+    let client = || -> Result<Connection> {
+        let mut connection = greet(&daemon.socket)?;
+        connection.call(&query, "w")?;
+        Ok(connection)
+    };
+    client()?;
+    let mut times = Vec::new();
+    for _ in 0..300 {
+        let begin = Instant::now();
+        let connection = client()?;
+        times.push(begin.elapsed());
+        drop(connection);
+    }
+    let mut figures = latencies("one client after another", times);
+    for count in &bench.sizes.connections {
+        quiet(&daemon, 2);
+        let before = daemon.memory();
+        let barrier = Barrier::new(count + 1);
+        let open = Barrier::new(count + 1);
+        let (times, memory, peak) = std::thread::scope(|scope| -> Result<_> {
+            let mut handles = Vec::new();
+            for _ in 0..*count {
+                let body = || -> Result<(Instant, Instant)> {
+                    barrier.wait();
+                    let begin = Instant::now();
+                    let connection = client();
+                    let end = Instant::now();
+                    open.wait();
+                    open.wait();
+                    drop(connection?);
+                    Ok((begin, end))
+                };
+                handles.push(std::thread::Builder::new().stack_size(128 << 10).spawn_scoped(scope, body)?);
+            }
+            barrier.wait();
+            open.wait();
+            let (memory, peak) = (daemon.memory(), peak(&daemon));
+            open.wait();
+            let times: Result<Vec<_>> =
+                handles.into_iter().map(|handle| handle.join().unwrap_or_else(|_| Err("a client's thread died".into()))).collect();
+            Ok((times?, memory, peak))
+        })?;
+        let begin = times.iter().map(|(begin, _)| *begin).min().ok_or("no client")?;
+        let end = times.iter().map(|(_, end)| *end).max().ok_or("no client")?;
+        figures.push(rate(format!("{count} clients at once"), *count, end - begin));
+        figures.extend(latencies(&format!("each of {count} clients at once"), times.iter().map(|(_, end)| *end - begin).collect()));
+        figures.push(figure(
+            format!("memory for each of {count} idle connections"),
+            Unit::KiB,
+            memory.saturating_sub(before) as f64 / *count as f64,
+        ));
+        figures.push(Figure { name: format!("{} with {count}", peak.name), ..peak });
+    }
+    Ok((figures, daemon.stop()?))
+}
+
+/// Waits until processes of former clients have ended.
+fn quiet(daemon: &Daemon, processes: usize) {
+    for _ in 0..200 {
+        if daemon.processes().len() <= processes {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn add_each(connection: &mut Connection, texts: &[&Text]) -> Result<Vec<Duration>> {
+    let mut times = Vec::with_capacity(texts.len());
+    for text in texts {
+        let begin = Instant::now();
+        connection.send(&text.request.0)?;
+        check_text(connection, text)?;
+        times.push(begin.elapsed());
+    }
+    Ok(times)
+}
+
+fn check_text(connection: &mut Connection, text: &Text) -> Result<()> {
+    connection.done()?;
+    if connection.string()? == text.path.as_bytes() { Ok(()) } else { Err(format!("{} got another path", text.path).into()) }
+}
+
+impl Bench {
+    fn storm(&mut self, side: &Side) -> Result<&Vec<Vec<Text>>> {
+        let dir = side.store();
+        if !self.storms.contains_key(dir.as_str()) {
+            self.storms.insert(dir.as_str().to_owned(), storm(&dir, self.sizes.texts, self.sizes.clients)?);
+        }
+        Ok(&self.storms[dir.as_str()])
+    }
+}
+
+/// One text of each part in turn, so that the order of references is kept.
+fn in_turn(parts: &[Vec<Text>]) -> Vec<&Text> {
+    let longest = parts.iter().map(Vec::len).max().unwrap_or(0);
+    (0..longest).flat_map(|i| parts.iter().filter_map(move |part| part.get(i))).collect()
+}
+
+/// B2 by one client, then B3 on what it left.
+pub(crate) fn storm_of_one(bench: &mut Bench, side: &Side, trace: bool) -> Result<Turn> {
+    side.wipe()?;
+    let texts = in_turn(bench.storm(side)?);
+    let daemon = side.start(trace)?;
+    let mut connection = greet(&daemon.socket)?;
+    let begin = Instant::now();
+    let times = add_each(&mut connection, &texts)?;
+    let mut figures = vec![rate("B2 new texts, one client", texts.len(), begin.elapsed())];
+    figures.extend(latencies("B2 one text", times));
+    if trace {
+        return finish(figures, daemon, connection);
+    }
+    settle()?;
+
+    let begin = Instant::now();
+    let times = add_each(&mut connection, &texts)?;
+    let plain = begin.elapsed();
+    figures.push(rate("B3 known texts, one at a time", texts.len(), plain));
+    figures.extend(latencies("B3 one text", times));
+    let mut all = plain;
+    if side.pipelines {
+        let mut writer = connection.writer()?;
+        let begin = Instant::now();
+        std::thread::scope(|scope| -> Result<()> {
+            let sender = scope.spawn(|| texts.iter().try_for_each(|text| writer.write_all(&text.request.0)));
+            texts.iter().try_for_each(|text| check_text(&mut connection, text))?;
+            Ok(sender.join().map_err(|_| "the sender died")??)
+        })?;
+        all = begin.elapsed();
+    }
+    figures.push(rate("B3 known texts, pipelined", texts.len(), all));
+    finish(figures, daemon, connection)
+}
+
+/// B2 by several clients.
+pub(crate) fn storm_of_many(bench: &mut Bench, side: &Side, trace: bool) -> Result<Turn> {
+    side.wipe()?;
+    let parts = bench.storm(side)?;
+    let daemon = side.start(trace)?;
+    let barrier = Barrier::new(parts.len());
+    let times = threads(parts.len(), |i| {
+        let connection = greet(&daemon.socket);
+        barrier.wait();
+        let begin = Instant::now();
+        let mut connection = connection?;
+        let texts: Vec<&Text> = parts[i].iter().collect();
+        let times = add_each(&mut connection, &texts)?;
+        Ok((begin, Instant::now(), times, connection))
+    })?;
+    let begin = times.iter().map(|(begin, ..)| *begin).min().ok_or("no client")?;
+    let end = times.iter().map(|(_, end, ..)| *end).max().ok_or("no client")?;
+    let count = parts.iter().map(Vec::len).sum();
+    let mut figures = vec![rate(format!("B2 new texts, {} clients", parts.len()), count, end - begin)];
+    let (times, connections): (Vec<_>, Vec<_>) = times.into_iter().map(|(_, _, times, connection)| (times, connection)).unzip();
+    figures.extend(latencies("B2 one text", times.concat()));
+    finish(figures, daemon, connections)
+}
+
+/// B4: fills the database, once a run.
+pub(crate) fn prepare_queries(bench: &Bench, side: &Side) -> Result<Graph> {
+    side.wipe()?;
+    side.start(false)?.stop()?;
+    let graph = Graph::new(&side.store(), "live", bench.sizes.live / 2);
+    graph.register(&side.database())?;
+    Ok(graph)
+}
+
+/// B4: queries of each kind, one at a time and pipelined.
+pub(crate) fn queries(bench: &Bench, side: &Side, graph: &Graph, trace: bool) -> Result<Turn> {
+    let daemon = side.start(trace)?;
+    let mut connection = greet(&daemon.socket)?;
+    let mut dice = Dice(77);
+    let mut figures = Vec::new();
+    let kinds = [("valid path?", 1, "w"), ("path info", 26, "sslww"), ("references", 5, "l"), ("referrers", 6, "l"), ("outputs", 22, "l")];
+    let mut paths = Vec::new();
+    for _ in 0..bench.sizes.queries {
+        let (drv, out) = &graph.pairs[dice.below(graph.pairs.len())];
+        paths.push((drv, out));
+    }
+    for (name, operation, shape) in kinds {
+        let requests: Vec<Request> =
+            paths.iter().map(|(drv, out)| Request::new(operation).string(if operation == 22 { drv } else { out })).collect();
+        for request in requests.iter().take(200) {
+            connection.call(request, shape)?;
+        }
+        let begin = Instant::now();
+        for request in &requests {
+            connection.call(request, shape)?;
+        }
+        let plain = begin.elapsed();
+        let mut all = plain;
+        if side.pipelines {
+            let mut writer = connection.writer()?;
+            let begin = Instant::now();
+            std::thread::scope(|scope| -> Result<()> {
+                let sender = scope.spawn(|| requests.iter().try_for_each(|request| writer.write_all(&request.0)));
+                requests.iter().try_for_each(|_| connection.skip(shape))?;
+                Ok(sender.join().map_err(|_| "the sender died")??)
+            })?;
+            all = begin.elapsed();
+        }
+        let each = |time: Duration| time.as_secs_f64() * 1e6 / requests.len() as f64;
+        figures.push(figure(format!("{name}, one at a time"), Unit::Microseconds, each(plain)));
+        figures.push(figure(format!("{name}, pipelined"), Unit::Microseconds, each(all)));
+    }
+    let many: Vec<&String> = paths.iter().map(|(_, out)| *out).collect();
+    for (name, operation) in [("which of many are valid", 31), ("substitutes for many, with none to ask", 32)] {
+        let request = Request::new(operation).strings(&many);
+        let begin = Instant::now();
+        connection.call(&request, "l")?;
+        figures.push(figure(format!("{name} ({})", many.len()), Unit::Microseconds, begin.elapsed().as_secs_f64() * 1e6));
+    }
+    let request = Request::new(23);
+    let begin = Instant::now();
+    connection.call(&request, "l")?;
+    figures.push(figure("all valid paths", Unit::Seconds, begin.elapsed().as_secs_f64()));
+    finish(figures, daemon, connection)
+}
+
+/// B4, the plan of a build in which all is done: derivations and outputs that exist, asked for at once. Once a run.
+pub(crate) fn prepare_plan(bench: &mut Bench, side: &Side) -> Result<Vec<String>> {
+    side.wipe()?;
+    let texts = in_turn(bench.storm(side)?);
+    let daemon = side.start(false)?;
+    add_each(&mut greet(&daemon.socket)?, &texts)?;
+    daemon.stop()?;
+    let mut connection = rusqlite::Connection::open(side.database())?;
+    let transaction = connection.transaction()?;
+    let hash = format!("sha256:{}", Hash::sha256("anything").base16());
+    let mut derivations = Vec::new();
+    for text in &texts {
+        let Some(output) = &text.output else { continue };
+        fs::write(output, "done\n")?;
+        transaction.execute(
+            "insert into ValidPaths (path, hash, registrationTime, deriver, narSize) values (?, ?, 1700000000, ?, 120)",
+            [output, &hash, &text.path],
+        )?;
+        derivations.push(text.path.clone());
+    }
+    transaction.commit()?;
+    Ok(derivations)
+}
+
+/// B4, that plan.
+pub(crate) fn plan(side: &Side, derivations: &[String], trace: bool) -> Result<Turn> {
+    let daemon = side.start(trace)?;
+    let mut connection = greet(&daemon.socket)?;
+    let mut figures = Vec::new();
+    let last = &derivations[derivations.len() - 1..];
+    let mut times = Vec::new();
+    for _ in 0..100 {
+        let begin = Instant::now();
+        connection.call(&Request::new(9).strings(last).word(0), "w")?;
+        times.push(begin.elapsed());
+    }
+    figures.extend(latencies("build one that is built", times));
+    let request = Request::new(9).strings(derivations).word(0);
+    let begin = Instant::now();
+    connection.call(&request, "w")?;
+    figures.push(figure(format!("build {} that are built", derivations.len()), Unit::Seconds, begin.elapsed().as_secs_f64()));
+    finish(figures, daemon, connection)
+}
+
+fn noise(bytes: usize, seed: u64) -> Vec<u8> {
+    let mut dice = Dice(seed);
+    let mut data = Vec::with_capacity(bytes);
+    while data.len() < bytes {
+        data.extend_from_slice(&dice.word().to_le_bytes());
+    }
+    data.truncate(bytes);
+    data
+}
+
+fn put_file(out: &mut Vec<u8>, contents: &[u8]) {
+    for word in ["(", "type", "regular", "contents"] {
+        put_string(out, word.as_bytes());
+    }
+    put_string(out, contents);
+    put_string(out, b")");
+}
+
+/// The archive of a directory of directories with a hundred files of 3 KB each.
+fn tree(files: usize) -> Vec<u8> {
+    let mut out = Vec::with_capacity(files * 3400);
+    let put = |out: &mut Vec<u8>, words: &[&str]| words.iter().for_each(|word| put_string(out, word.as_bytes()));
+    put(&mut out, &["nix-archive-1", "(", "type", "directory"]);
+    for directory in 0..files.div_ceil(100) {
+        put(&mut out, &["entry", "(", "name", &format!("directory-{directory:05}"), "node", "(", "type", "directory"]);
+        for file in 0..100.min(files - directory * 100) {
+            put(&mut out, &["entry", "(", "name", &format!("file-{file:03}.scm"), "node"]);
+            put_file(&mut out, &noise(3000, ((directory * 100 + file) as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)));
+            put(&mut out, &[")"]);
+        }
+        put(&mut out, &[")", ")"]);
+    }
+    put(&mut out, &[")"]);
+    out
+}
+
+/// Adds an archive and says how long that took until the reply.
+fn add_archive(side: &Side, socket: &Path, name: &str, archive: &[u8], hash: &Hash) -> Result<(Duration, Connection)> {
+    let mut connection = greet(socket)?;
+    let head = Request::new(7).string(name).word(1).word(1).string("sha256");
+    let begin = Instant::now();
+    connection.send(&head.0)?;
+    for piece in archive.chunks(1 << 18) {
+        connection.send(piece)?;
+    }
+    connection.done()?;
+    let path = connection.string()?;
+    let time = begin.elapsed();
+    let expected = fruix_drv::path::fixed_output_path(&side.store(), true, hash, name)?;
+    if path == side.store().display(&expected).as_bytes() { Ok((time, connection)) } else { Err("the archive got another path".into()) }
+}
+
+fn hash(archive: &[u8]) -> Hash {
+    let mut hasher = Hasher::new(HashAlgo::Sha256);
+    hasher.update(archive);
+    hasher.finish()
+}
+
+/// B5: one big file.
+pub(crate) fn big_file(bench: &mut Bench, side: &Side, trace: bool) -> Result<Turn> {
+    side.wipe()?;
+    let size = bench.sizes.big_file;
+    let archive = bench.big.get_or_insert_with(|| {
+        let mut archive = Vec::with_capacity(size + 200);
+        put_string(&mut archive, b"nix-archive-1");
+        put_file(&mut archive, &noise(size, 99));
+        archive
+    });
+    let hash = hash(archive);
+    let daemon = side.start(trace)?;
+    let (time, connection) = add_archive(side, &daemon.socket, "big", archive, &hash)?;
+    let speed = figure("one big file", Unit::MiBPerSecond, size as f64 / f64::from(1 << 20) / time.as_secs_f64());
+    finish(vec![speed], daemon, connection)
+}
+
+/// B6: trees of small files.
+pub(crate) fn small_files(bench: &mut Bench, side: &Side, trace: bool) -> Result<Turn> {
+    let mut figures = Vec::new();
+    side.wipe()?;
+    let daemon = side.start(trace)?;
+    let mut connections = Vec::new();
+    for files in bench.sizes.trees.clone() {
+        settle()?;
+        let archive = bench.trees.entry(files).or_insert_with(|| tree(files));
+        let hash = hash(archive);
+        let (time, connection) = add_archive(side, &daemon.socket, &format!("tree-{files}"), archive, &hash)?;
+        figures.push(rate(format!("a tree of {files} files"), files, time));
+        connections.push(connection);
+    }
+    finish(figures, daemon, connections)
+}
+
+/// What B8 keeps between turns.
+pub(crate) struct Rubbish {
+    dead: Graph,
+    database: std::path::PathBuf,
+}
+
+/// B8: fills store and database, once a run.
+pub(crate) fn prepare_rubbish(bench: &Bench, side: &Side) -> Result<Rubbish> {
+    side.wipe()?;
+    side.start(false)?.stop()?;
+    let live = Graph::new(&side.store(), "live", bench.sizes.live / 2);
+    live.register(&side.database())?;
+    live.make_files()?;
+    live.root(side)?;
+    let dead = Graph::new(&side.store(), "dead", bench.sizes.dead / 2);
+    dead.register(&side.database())?;
+    let database = side.root.with_extension("template");
+    fs::copy(side.database(), &database)?;
+    Ok(Rubbish { dead, database })
+}
+
+/// B8: lists the dead, then deletes them while another client adds texts.
+pub(crate) fn collect(side: &Side, rubbish: &Rubbish, trace: bool) -> Result<Turn> {
+    rubbish.dead.make_files()?;
+    for suffix in ["-wal", "-shm", ""] {
+        let mut name = side.database().into_os_string();
+        name.push(suffix);
+        let _ = fs::remove_file(name);
+    }
+    fs::copy(&rubbish.database, side.database())?;
+    settle()?;
+    let daemon = side.start(trace)?;
+    // Action, paths, ignore liveness, all of it, three that mean nothing.
+    let collect = |action: u64| Request::new(20).word(action).word(0).word(0).word(u64::MAX).word(0).word(0).word(0);
+    let run = |connection: &mut Connection, action: u64| -> Result<Duration> {
+        let begin = Instant::now();
+        connection.send(&collect(action).0)?;
+        connection.done()?;
+        let time = begin.elapsed();
+        let found = connection.strings()?;
+        let expected = rubbish.dead.pairs.len() as u64 * 2;
+        connection.skip_words(2)?;
+        if found < expected { Err(format!("{found} dead paths instead of {expected}").into()) } else { Ok(time) }
+    };
+    let mut connection = greet(&daemon.socket)?;
+    let mut figures = vec![figure("list the dead, first time", Unit::Seconds, run(&mut connection, 1)?.as_secs_f64())];
+    figures.push(figure("list the dead again", Unit::Seconds, run(&mut connection, 1)?.as_secs_f64()));
+
+    // A text every 5 ms, whether or not the one before is done: what waits behind a slow one has waited, too.
+    let over = AtomicBool::new(false);
+    let dir = side.store();
+    let (time, (times, added)) = std::thread::scope(|scope| -> Result<_> {
+        let adder = scope.spawn(|| -> Result<(Vec<Duration>, Vec<String>)> {
+            let mut connection = greet(&daemon.socket)?;
+            let (mut times, mut added) = (Vec::new(), Vec::new());
+            let begin = Instant::now();
+            for i in 0_u32.. {
+                let due = begin + Duration::from_millis(5) * i;
+                let text = plain_text(&dir, &format!("meanwhile-{i}"))?;
+                std::thread::sleep(due.saturating_duration_since(Instant::now()));
+                if over.load(Ordering::Relaxed) && due > begin {
+                    // Those that would have been due in the meantime are not asked for.
+                    break;
+                }
+                connection.send(&text.request.0)?;
+                check_text(&mut connection, &text)?;
+                times.push(due.elapsed());
+                added.push(text.path);
+            }
+            Ok((times, added))
+        });
+        std::thread::sleep(Duration::from_millis(20));
+        let time = run(&mut connection, 2);
+        over.store(true, Ordering::Relaxed);
+        let adder = adder.join().map_err(|_| "the adder died")?;
+        Ok((time?, adder?))
+    })?;
+    figures.push(figure("delete the dead", Unit::Seconds, time.as_secs_f64()));
+    let longest = times.iter().max().copied().unwrap_or_default();
+    figures.extend(latencies("add a text meanwhile", times));
+    figures.push(figure("add a text meanwhile, longest", Unit::Microseconds, longest.as_secs_f64() * 1e6));
+    let turn = finish(figures, daemon, connection)?;
+    for path in added {
+        fs::remove_file(path)?;
+    }
+    Ok(turn)
+}
