@@ -6,15 +6,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Which of our crates each crate may depend on.
-const ARROWS: [(&str, &[&str]); 4] = [
+const ARROWS: [(&str, &[&str]); 5] = [
     ("drv", &[]),
     ("protocol", &["fruix-drv"]),
     ("store", &["fruix-drv", "fruix-protocol"]),
-    ("daemon", &["fruix-drv", "fruix-protocol", "fruix-store"]),
+    ("freebsd", &["fruix-drv", "fruix-store"]),
+    ("daemon", &["fruix-drv", "fruix-freebsd", "fruix-protocol", "fruix-store"]),
 ];
 
 /// What must not stand in the sources of a crate, and why.
-const FORBIDDEN: [(&str, &[(&str, &str)]); 3] = [
+const FORBIDDEN: [(&str, &[(&str, &str)]); 4] = [
     (
         "drv",
         &[
@@ -43,6 +44,14 @@ const FORBIDDEN: [(&str, &[(&str, &str)]); 3] = [
             ("tokio", "the store is synchronous"),
             ("fruix_protocol::ops", "the store knows no client"),
             ("fruix_protocol::server", "the store knows no client"),
+        ],
+    ),
+    (
+        "freebsd",
+        &[
+            ("tokio", "the platform is synchronous"),
+            ("fruixd", "the platform knows no daemon but by the names that it is given"),
+            ("/gnu/store", "store directories are data"),
         ],
     ),
 ];
@@ -111,7 +120,7 @@ fn rooms_have_one_job() {
 
 #[test]
 fn unsafe_is_in_one_room() {
-    for crate_name in ["drv", "protocol", "store", "daemon", "compat-tests"] {
+    for crate_name in ["drv", "protocol", "store", "freebsd", "daemon", "compat-tests"] {
         let mut files = BTreeMap::new();
         sources(&root().join(crate_name).join("src"), &mut files);
         for (path, source) in files {
