@@ -118,7 +118,7 @@ fn field(pid: u32, file: &str, name: &str) -> Option<u64> {
 }
 
 impl Daemon {
-    /// Its processes: all that descend from what was started, but for the tracer.
+    /// Its processes, the first one first: all that descend from what was started, but for tracers.
     pub(crate) fn processes(&self) -> Vec<u32> {
         let mut children: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
         for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
@@ -133,9 +133,11 @@ impl Daemon {
             todo.extend(children.get(&pid).into_iter().flatten());
             found.push(pid);
         }
-        if self.counts.is_some() {
-            found.retain(|pid| *pid != self.child.id());
-        }
+        let of_others = |pid: u32| {
+            let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            ["strace", "perf"].contains(&comm.trim_end())
+        };
+        found.retain(|pid| !of_others(*pid));
         found
     }
 
