@@ -120,17 +120,18 @@ async fn serve(
         next: AtomicU64::new(1),
     });
     let failed = |source| Error::io("taking over", std::path::Path::new("socket"), source);
-    let mut acceptors = JoinSet::new();
-    for socket in sockets {
-        let acceptor = Acceptor::new(socket).map_err(failed)?;
-        acceptors.spawn(accept(acceptor, Arc::clone(&shared)));
-    }
+    // Before anybody is served: what a session has begun is to be ended in order.
     let mut signals = JoinSet::new();
     for kind in [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()] {
         let mut signal = signal(kind).map_err(failed)?;
         signals.spawn(async move { signal.recv().await });
     }
     fruix_store::failpoints::ready();
+    let mut acceptors = JoinSet::new();
+    for socket in sockets {
+        let acceptor = Acceptor::new(socket).map_err(failed)?;
+        acceptors.spawn(accept(acceptor, Arc::clone(&shared)));
+    }
     info!(store = shared.settings.store_dir.as_str(), "ready");
     if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
         debug!(%error, "no service manager was told");

@@ -879,7 +879,7 @@ impl Check<'_> {
         let name = link.file_name().unwrap_or_default();
         if auto {
             if name.as_bytes().contains_str(".tmp-") {
-                self.tell(Severity::Leftover, link, "was being made when a daemon was killed", "remove it");
+                self.tell(Severity::Leftover, link, "is an unfinished root", "a `guix gc' after ten minutes removes it");
                 return Ok(());
             }
             let expected = Hash::of(HashAlgo::Sha1, target.as_os_str().as_bytes()).base32();

@@ -134,7 +134,9 @@ fn prepare_schema(connection: &mut Connection) -> rusqlite::Result<()> {
             transaction.execute_batch(&format!("alter table ValidPaths add column {column} {kind};"))?;
         }
     }
-    transaction.commit()
+    point::<rusqlite::Error>("db::schema", Moment::Before)?;
+    transaction.commit()?;
+    point("db::schema", Moment::After)
 }
 
 impl Db {

@@ -69,6 +69,7 @@ pub const STEPS: &[Step] = &[
     step_of("sync::filesystem", Kind::Call, "the file system of a new item with many files is synced"),
     step_of("sync::names", Kind::Call, "the store directory is synced"),
     step_of("replace::exchange", Kind::Call, "a damaged item and a sound one exchange names"),
+    step_of("db::schema", Kind::Whole, "the tables of the database are made"),
     step_of("db::commit", Kind::Whole, "a change of the database is committed"),
     step_of("links::link", Kind::Call, "a file is made known to deduplication"),
     step_of("links::stage", Kind::Call, "a link to a known file is made in the staging directory"),

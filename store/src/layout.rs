@@ -291,7 +291,18 @@ fn write_schema(path: &Path) -> Result<()> {
         step("schema::sync", || file.sync_all())?;
         step("schema::rename", || std::fs::rename(&temporary, path))
     };
-    write().map_err(Error::io("writing", path))
+    match write() {
+        // Somebody who started at the same time was faster, and removed ours as below.
+        Err(_) if read_schema(path).is_ok_and(|found| found == Some(SCHEMA)) => {}
+        other => other.map_err(Error::io("writing", path))?,
+    }
+    // Those of daemons that were killed here.
+    for entry in path.parent().and_then(|dir| std::fs::read_dir(dir).ok()).into_iter().flatten().flatten() {
+        if entry.file_name().as_bytes().starts_with(b"schema.tmp-") {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -25,6 +25,11 @@ use crate::{Error, Result, Store};
 /// Directories within one another in which roots are looked for.
 const MAX_DEPTH: usize = 256;
 
+/// Between the name of an indirect root that is being made and whose it is.
+const PASSING: &str = ".tmp-";
+/// Making a root takes less.
+const ABANDONED: std::time::Duration = std::time::Duration::from_secs(600);
+
 /// Tells which paths running processes use: those are roots as well. Each operating system has a way of its own.
 pub trait RuntimeRoots {
     /// The paths in `store_dir` that processes have open, run, are in, have mapped, or name in their environment. Too many are no harm.
@@ -141,6 +146,13 @@ fn absolute(path: &Path, base: &Path) -> PathBuf {
     result
 }
 
+/// Whether a link in `STATE/gcroots/auto` has had its passing name for so long that whoever was making it must be dead.
+fn is_abandoned(link: &Path) -> bool {
+    let passing = link.file_name().is_some_and(|name| name.as_bytes().contains_str(PASSING));
+    let age = || link.symlink_metadata()?.modified()?.elapsed().map_err(io::Error::other);
+    passing && age().is_ok_and(|age| age > ABANDONED)
+}
+
 /// A search for roots.
 struct Search<'a, 'r> {
     store: &'a Store,
@@ -172,6 +184,8 @@ impl Search<'_, '_> {
             for entry in std::fs::read_dir(path).map_err(Error::io("reading directory", path))? {
                 self.look(&entry.map_err(Error::io("reading directory", path))?.path(), depth + 1)?;
             }
+        } else if kind.is_symlink() && path.parent() == Some(self.auto.as_path()) && is_abandoned(path) {
+            let _ = step("roots::unlink", || std::fs::remove_file(path));
         } else if kind.is_symlink() {
             let target = std::fs::read_link(path).map_err(Error::io("reading link", path))?;
             if self.store.store_dir().contains(target.as_os_str().as_bytes()) {
@@ -256,7 +270,7 @@ impl Store {
         static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
         loop {
             let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-            let temporary = auto.join(format!("{name}.tmp-{}-{number}", std::process::id()));
+            let temporary = auto.join(format!("{name}{PASSING}{}-{number}", std::process::id()));
             match step("roots::link", || std::os::unix::fs::symlink(&path, &temporary)) {
                 Ok(()) => {}
                 // Left by a dead process of our number.

@@ -213,7 +213,7 @@ fn whatever_is_broken_is_found() {
         ),
         (false, |s| fs::remove_file(s.root.join("result")).unwrap(), Leftover, "gcroots/auto/", "stale root"),
         (false, |s| s.sql("delete from ValidPaths where path like '%-tree'"), Note, "gcroots/auto/", "is not valid"),
-        (false, |s| symlink("/x", s.root.join("state/gcroots/auto/x.tmp-1-2")).unwrap(), Leftover, "x.tmp-1-2", "was being made"),
+        (false, |s| symlink("/x", s.root.join("state/gcroots/auto/x.tmp-1-2")).unwrap(), Leftover, "x.tmp-1-2", "unfinished root"),
         (
             false,
             |s| {
