@@ -933,16 +933,10 @@ fn list(dir: &Path) -> BTreeSet<OsString> {
     std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.file_name()).collect()
 }
 
-/// Paths that are registered and not synced yet, where the database has such a table.
+/// Paths that are registered and perhaps not synced yet, where the database has the table that tells (guix-daemon's has not).
 fn unsynced(db: &Connection) -> rusqlite::Result<Vec<String>> {
-    let columns: Vec<String> =
-        db.prepare("select name from pragma_table_info('Unsynced')")?.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
-    let sql = if columns.iter().any(|column| column == "path") {
-        "select path from Unsynced"
-    } else if columns.iter().any(|column| column == "id") {
-        "select path from ValidPaths join Unsynced using (id)"
-    } else {
+    if !db.prepare("select 1 from sqlite_master where type = 'table' and name = 'FruixUnsynced'")?.exists([])? {
         return Ok(Vec::new());
-    };
-    db.prepare(sql)?.query_map([], |row| row.get(0))?.collect()
+    }
+    db.prepare("select path from ValidPaths where id >= (select min(first) from FruixUnsynced)")?.query_map([], |row| row.get(0))?.collect()
 }

@@ -56,7 +56,8 @@ create table if not exists FailedPaths (
 );
 create table if not exists FruixUnsynced (
     daemon text primary key not null,
-    first  integer not null
+    first  integer not null,
+    boot   text not null
 );
 ";
 

@@ -121,7 +121,7 @@ impl Store {
             big_lock,
         };
         let store = Store { inner: Arc::new(inner) };
-        store.drop_lost()?;
+        store.take_over_unsynced()?;
         store.start_syncer()?;
         Ok(store)
     }

@@ -5,8 +5,9 @@
 //! later, or when it is relied on, everything is synced at once. Until then the table `FruixUnsynced` says from which row of `ValidPaths` on a
 //! daemon has registered what may not be on the disk. It is written in the same transaction as the first of these rows.
 //!
-//! After a power cut the next fruixd that opens the store finds that row, reads what was registered since, and makes invalid what is not as it
-//! should be, together with what refers to it. So the database never calls valid what is not there whole, but additions of the last second may
+//! After a power cut the next fruixd that opens the store finds that row, with the name of another boot of the machine than this, reads what was
+//! registered since, and makes invalid what is not as it should be, together with what refers to it. (If only the daemon was killed, nothing is
+//! lost, and the next one takes the row over.) So the database never calls valid what is not there whole, but additions of the last second may
 //! be lost: their clients add them again. What was built, or refers to an addition and is itself on the disk, is registered after a sync of all
 //! that was added before, and so is never lost with it.
 
@@ -42,6 +43,11 @@ struct Bell {
 struct State {
     wanted: bool,
     ended: bool,
+}
+
+/// The name of this boot of the machine, or nothing where none is to be had.
+fn boot() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim_end().to_owned()
 }
 
 impl Bell {
@@ -101,8 +107,8 @@ impl Store {
 
     /// Notes that what is registered from now on may not be on the disk.
     pub(crate) fn note_unsynced(&self, db: &Transaction<'_>) -> Result<()> {
-        let sql = "insert or ignore into FruixUnsynced (daemon, first) select ?1, coalesce(max(id), 0) + 1 from ValidPaths";
-        db.prepare_cached(sql)?.execute([self.daemon_name()])?;
+        let sql = "insert or ignore into FruixUnsynced (daemon, first, boot) select ?1, coalesce(max(id), 0) + 1, ?2 from ValidPaths";
+        db.prepare_cached(sql)?.execute((self.daemon_name(), boot()))?;
         Ok(())
     }
 
@@ -174,48 +180,58 @@ impl Store {
         rows.iter().map(|row| self.parse_row(row)).collect()
     }
 
-    /// Makes invalid what daemons that are gone had registered and not synced, where it is not what it should be.
-    pub(crate) fn drop_lost(&self) -> Result<()> {
-        let noted: Vec<(String, i64)> = self.db().read("looking for additions that were not synced", |db| {
-            let mut statement = db.prepare_cached("select daemon, first from FruixUnsynced")?;
-            let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    /// Sees to what daemons that are gone had registered and not synced: makes invalid what is not what it should be, if the machine has stopped
+    /// since, and has the rest synced soon.
+    pub(crate) fn take_over_unsynced(&self) -> Result<()> {
+        let mut noted: Vec<(String, i64, String)> = self.db().read("looking for additions that were not synced", |db| {
+            let mut statement = db.prepare_cached("select daemon, first, boot from FruixUnsynced")?;
+            let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
             Ok(rows.collect::<Result<_, _>>()?)
         })?;
-        let mut dead = Vec::new();
-        for (daemon, first) in noted {
-            if daemon == self.daemon_name() || !Staging::is_held(self.dir(), self.store_dir(), &daemon)? {
-                dead.push((daemon, first));
+        let boot = boot();
+        let mut held = Vec::new();
+        for (daemon, ..) in &noted {
+            if daemon != self.daemon_name() && Staging::is_held(self.dir(), self.store_dir(), daemon)? {
+                held.push(daemon.clone());
             }
         }
-        let Some(first) = dead.iter().map(|(_, first)| *first).min() else { return Ok(()) };
+        noted.retain(|(daemon, ..)| !held.contains(daemon));
+        if let Some(first) = noted.iter().filter(|(.., then)| boot.is_empty() || *then != boot).map(|(_, first, _)| *first).min() {
+            self.drop_lost(first)?;
+        }
+        let Some(first) = noted.iter().map(|(_, first, _)| *first).min() else { return Ok(()) };
+        let mut writer = self.db().writer();
+        writer.write("taking over what is not synced", |db| {
+            let mut delete = db.prepare_cached("delete from FruixUnsynced where daemon = ?1")?;
+            noted.iter().try_for_each(|(daemon, ..)| delete.execute([daemon]).map(drop))?;
+            let sql = "insert or replace into FruixUnsynced (daemon, first, boot) values (?1, ?2, ?3)";
+            db.prepare_cached(sql)?.execute((self.daemon_name(), first, &boot))?;
+            Ok(())
+        })?;
+        writer.unsynced = true;
+        self.inner.syncer.ring();
+        Ok(())
+    }
+
+    /// Makes invalid what is not whole of what was registered since row `first`.
+    fn drop_lost(&self, first: i64) -> Result<()> {
         let since = self.registered_since(first)?;
         tracing::info!(paths = since.len(), "looking at additions that may not have reached the disk");
-        let mut lost = BTreeSet::new();
+        let mut next = Vec::new();
         for path in since {
             if !self.is_whole(&path)? {
-                lost.insert(path);
+                next.push(path);
             }
         }
-        let mut with_referrers = BTreeSet::new();
-        let mut next: Vec<StorePath> = lost.into_iter().collect();
+        let mut lost = BTreeSet::new();
         while let Some(path) = next.pop() {
-            next.extend(self.referrers(&path)?.into_iter().filter(|referrer| *referrer != path && !with_referrers.contains(referrer)));
-            with_referrers.insert(path);
+            next.extend(self.referrers(&path)?.into_iter().filter(|referrer| *referrer != path && !lost.contains(referrer)));
+            lost.insert(path);
         }
-        for path in &with_referrers {
+        for path in &lost {
             tracing::warn!("`{}' did not reach the disk before the machine stopped, and is no longer valid", self.print(path));
         }
-        self.invalidate(&with_referrers)?;
-        if self.config().durable && !self.sync_store_file_system()? {
-            for path in self.registered_since(first)? {
-                sync_all(&self.place(&path))?;
-            }
-            self.sync_store_dir()?;
-        }
-        self.db().write("noting what is synced", |db| {
-            let mut delete = db.prepare_cached("delete from FruixUnsynced where daemon = ?1")?;
-            dead.iter().try_for_each(|(daemon, _)| delete.execute([daemon]).map(drop).map_err(Error::from))
-        })
+        self.invalidate(&lost)
     }
 
     /// Whether `path` is there and as the database says.
@@ -279,13 +295,23 @@ mod tests {
         drop(store);
 
         let store = open();
-        // Had the thread not yet come to it.
-        store.db().write("writing", |db| Ok(db.execute("insert or replace into FruixUnsynced values (?1, 2)", [&row[0].0])?)).unwrap();
-        drop(store);
+        store.flush().unwrap();
+        let leave = |store: Store, boot: &str| {
+            let sql = "insert into FruixUnsynced values (?1, 2, ?2)";
+            store.db().write("writing", |db| Ok(db.execute(sql, (&row[0].0, boot))?)).unwrap();
+        };
+        // A daemon that was killed has left no more to do than to sync.
+        leave(store, &boot());
+        let store = open();
+        assert!(store.is_valid(&empty).unwrap());
+        assert_eq!(rows(&store), [(store.daemon_name().to_owned(), 2)]);
+        store.flush().unwrap();
+        assert_eq!(rows(&store), []);
+        // But if the machine has stopped, all is looked at that came since.
+        leave(store, "another");
         std::fs::remove_file(root.join("store").join(gone.base_name())).unwrap();
         write(&root, &synced, "damaged, but that is another story");
         let store = open();
-        assert_eq!(rows(&store), []);
         for (path, valid) in [(synced, true), (whole, true), (empty, false), (gone, false), (referrer, false), (second_referrer, false)] {
             assert_eq!(store.is_valid(&path).unwrap(), valid, "{path:?}");
         }

@@ -239,9 +239,7 @@ fn whatever_is_broken_is_found() {
         (false, |s| fs::write(s.root.join("store/.links/x"), "").unwrap(), Damage, ".links/x", "not named by a hash"),
         (
             false,
-            |s| {
-                s.sql("create table Unsynced (id integer primary key); insert into Unsynced select id from ValidPaths where path like '%-text'")
-            },
+            |s| s.sql("insert into FruixUnsynced (daemon, first, boot) select 'x', id, '' from ValidPaths where path like '%-text'"),
             Note,
             "-text",
             "not synced yet",
