@@ -264,10 +264,18 @@ pub(crate) fn storm_of_many(bench: &mut Bench, side: &Side, trace: bool) -> Resu
     finish(figures, daemon, connections)
 }
 
+/// An empty store with its database, which guix-daemon makes for its first client.
+fn make_database(side: &Side) -> Result<()> {
+    side.wipe()?;
+    let daemon = side.start(false)?;
+    drop(greet(&daemon.socket)?);
+    daemon.stop()?;
+    Ok(())
+}
+
 /// B4: fills the database, once a run.
 pub(crate) fn prepare_queries(bench: &Bench, side: &Side) -> Result<Graph> {
-    side.wipe()?;
-    side.start(false)?.stop()?;
+    make_database(side)?;
     let graph = Graph::new(&side.store(), "live", bench.sizes.live / 2);
     graph.register(&side.database())?;
     Ok(graph)
@@ -279,7 +287,8 @@ pub(crate) fn queries(bench: &Bench, side: &Side, graph: &Graph, trace: bool) ->
     let mut connection = greet(&daemon.socket)?;
     let mut dice = Dice(77);
     let mut figures = Vec::new();
-    let kinds = [("valid path?", 1, "w"), ("path info", 26, "sslww"), ("references", 5, "l"), ("referrers", 6, "l"), ("outputs", 22, "l")];
+    let kinds =
+        [("valid path?", 1, "w"), ("path info:", 26, "sslww"), ("references:", 5, "l"), ("referrers:", 6, "l"), ("outputs:", 22, "l")];
     let mut paths = Vec::new();
     for _ in 0..bench.sizes.queries {
         let (drv, out) = &graph.pairs[dice.below(graph.pairs.len())];
@@ -291,12 +300,13 @@ pub(crate) fn queries(bench: &Bench, side: &Side, graph: &Graph, trace: bool) ->
         for request in requests.iter().take(200) {
             connection.call(request, shape)?;
         }
-        let begin = Instant::now();
+        let mut times = Vec::with_capacity(requests.len());
         for request in &requests {
+            let begin = Instant::now();
             connection.call(request, shape)?;
+            times.push(begin.elapsed());
         }
-        let plain = begin.elapsed();
-        let mut all = plain;
+        let mut all: Duration = times.iter().sum();
         if side.pipelines {
             let mut writer = connection.writer()?;
             let begin = Instant::now();
@@ -307,9 +317,8 @@ pub(crate) fn queries(bench: &Bench, side: &Side, graph: &Graph, trace: bool) ->
             })?;
             all = begin.elapsed();
         }
-        let each = |time: Duration| time.as_secs_f64() * 1e6 / requests.len() as f64;
-        figures.push(figure(format!("{name}, one at a time"), Unit::Microseconds, each(plain)));
-        figures.push(figure(format!("{name}, pipelined"), Unit::Microseconds, each(all)));
+        figures.extend(latencies(&format!("{name} one at a time"), times));
+        figures.push(figure(format!("{name} pipelined, mean"), Unit::Microseconds, all.as_secs_f64() * 1e6 / requests.len() as f64));
     }
     let many: Vec<&String> = paths.iter().map(|(_, out)| *out).collect();
     for (name, operation) in [("which of many are valid", 31), ("substitutes for many, with none to ask", 32)] {
@@ -469,8 +478,7 @@ pub(crate) struct Rubbish {
 
 /// B8: fills store and database, once a run.
 pub(crate) fn prepare_rubbish(bench: &Bench, side: &Side) -> Result<Rubbish> {
-    side.wipe()?;
-    side.start(false)?.stop()?;
+    make_database(side)?;
     let live = Graph::new(&side.store(), "live", bench.sizes.live / 2);
     live.register(&side.database())?;
     live.make_files()?;
@@ -509,7 +517,7 @@ pub(crate) fn collect(side: &Side, rubbish: &Rubbish, trace: bool) -> Result<Tur
     let mut figures = vec![figure("list the dead, first time", Unit::Seconds, run(&mut connection, 1)?.as_secs_f64())];
     figures.push(figure("list the dead again", Unit::Seconds, run(&mut connection, 1)?.as_secs_f64()));
 
-    // A text every 5 ms, whether or not the one before is done: what waits behind a slow one has waited, too.
+    // A text every 20 ms, whether or not the one before is done: what waits behind a slow one has waited, too.
     let over = AtomicBool::new(false);
     let dir = side.store();
     let (time, (times, added)) = std::thread::scope(|scope| -> Result<_> {
@@ -518,7 +526,7 @@ pub(crate) fn collect(side: &Side, rubbish: &Rubbish, trace: bool) -> Result<Tur
             let (mut times, mut added) = (Vec::new(), Vec::new());
             let begin = Instant::now();
             for i in 0_u32.. {
-                let due = begin + Duration::from_millis(5) * i;
+                let due = begin + Duration::from_millis(20) * i;
                 let text = plain_text(&dir, &format!("meanwhile-{i}"))?;
                 std::thread::sleep(due.saturating_duration_since(Instant::now()));
                 if over.load(Ordering::Relaxed) && due > begin {
