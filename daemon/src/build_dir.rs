@@ -155,30 +155,38 @@ impl BuildDir {
 
     /// Keeps the directory for its user to look at: for root as it is, in a directory that only root can enter; for others, `NAME/top` becomes
     /// `NAME`, readable and theirs. Nothing may run any more that could change it. A file with several names stays as it is, since another name
-    /// may be elsewhere.
+    /// may be elsewhere. When that cannot be done, the directory goes.
     pub fn keep(mut self, user: Option<(u32, u32)>) -> Result<PathBuf, Error> {
-        let failed = |errno: Errno| Error::io("keeping build directory", &self.path, errno.into());
+        self.give_away(user)?;
         self.kept = true;
-        // Without its lock it is nothing that a daemon sweeps away.
-        if self.lock.take().is_some() {
-            unlinkat(&self.outer, LOCK, UnlinkatFlags::NoRemoveDir).map_err(failed)?;
-        }
+        Ok(self.path.clone())
+    }
+
+    fn give_away(&mut self, user: Option<(u32, u32)>) -> Result<(), Error> {
+        let failed = |errno: Errno| Error::io("keeping build directory", &self.path, errno.into());
+        // Held to the end: without its lock file it is nothing that a daemon sweeps away, should we be killed.
+        let lock = self.lock.take();
+        let forget = || if lock.is_some() { unlinkat(&self.outer, LOCK, UnlinkatFlags::NoRemoveDir).map_err(failed) } else { Ok(()) };
         fchmod(&self.top, Mode::from_bits_truncate(0o755)).map_err(failed)?;
         let Some((uid, gid)) = user.filter(|(uid, _)| *uid != 0).map(|(uid, gid)| (uid, (gid != 0).then_some(gid))) else {
-            return Ok(self.path.clone());
+            return forget();
         };
         let mut met = HashMap::new();
         count_names(&self.top, &mut met, 0).map_err(failed)?;
         secure(&self.top, (uid, gid), &met, 0).map_err(failed)?;
         fchown(&self.top, Some(Uid::from_raw(uid)), gid.map(Gid::from_raw)).map_err(failed)?;
         if self.shape == Shape::Flat {
-            return Ok(self.path.clone());
+            return Ok(());
         }
         let pivot = format!("{}.pivot", self.name);
         renameat(&self.parent, self.name.as_str(), &self.parent, pivot.as_str()).map_err(failed)?;
-        step("build-dir::keep", || renameat(&self.outer, TOP, &self.parent, self.name.as_str())).map_err(failed)?;
-        unlinkat(&self.parent, pivot.as_str(), UnlinkatFlags::RemoveDir).map_err(failed)?;
-        Ok(self.path.clone())
+        if let Err(errno) = step("build-dir::keep", || renameat(&self.outer, TOP, &self.parent, self.name.as_str())) {
+            // Back to where it is found and removed; unless the name is taken by what was to have it.
+            let _ = renameat(&self.parent, pivot.as_str(), &self.parent, self.name.as_str());
+            return Err(failed(errno));
+        }
+        forget()?;
+        unlinkat(&self.parent, pivot.as_str(), UnlinkatFlags::RemoveDir).map_err(failed)
     }
 
     /// Removes the directory and all in it.
