@@ -22,7 +22,12 @@ bench: roots
 	./build-aux/install-packages strace
 	./compat-tests/bench/run.sh $(BENCH)
 
-.PHONY: bench check heavy prepare format lint test doc licences scripts roots main-job
+# The daemon killed at random moments, CRASH times of each kind, and every step that can fail in every way.
+CRASH ?= 100
+crash: prepare
+	FRUIXD_CRASH=$(CRASH) $(CARGO) test --locked -p fruixd --test crash -- --nocapture --test-threads 2
+
+.PHONY: bench crash check heavy prepare format lint test doc licences scripts roots main-job
 
 check: SECONDS_AT_START := $(shell date +%s)
 check: prepare format lint test doc licences scripts main-job

@@ -172,6 +172,14 @@ struct Snapshot {
     /// By place in `rows`.
     references: Vec<Vec<usize>>,
     outputs: HashMap<i64, BTreeMap<String, String>>,
+    /// Rows from this on may have lost their files in a power cut; the next start drops those that have.
+    doubtful: Option<i64>,
+}
+
+impl Snapshot {
+    fn is_doubtful(&self, row: &Row) -> bool {
+        self.doubtful.is_some_and(|first| row.id >= first)
+    }
 }
 
 struct Check<'a> {
@@ -405,9 +413,17 @@ impl Check<'_> {
         for (path, what) in wrong {
             self.damage(path, what, RESTORE);
         }
-        for path in pending {
-            let what = "is registered and not synced yet: it is verified on the first start after a power cut";
-            self.tell(Severity::Note, path, what, "");
+        for (daemon, rows, first, stopped) in pending {
+            let (what, remedy) = if stopped {
+                snapshot.doubtful = Some(snapshot.doubtful.map_or(first, |other| other.min(first)));
+                (
+                    format!("{rows} paths were registered by {daemon}, and not synced, before the machine stopped"),
+                    "the next start verifies them",
+                )
+            } else {
+                (format!("{rows} paths that {daemon} has registered are not synced yet"), "")
+            };
+            self.tell(Severity::Note, self.file.clone(), what, remedy);
         }
         self.checked.paths = snapshot.rows.len();
         Ok(snapshot)
@@ -489,7 +505,11 @@ impl Check<'_> {
                 continue;
             }
             for Wrong { path, what, severity, remedy } in wrong {
-                self.tell(severity, path, what, remedy);
+                if snapshot.is_doubtful(row) {
+                    self.tell(Severity::Note, path, what, "it was lost with the power, and the next start drops it");
+                } else {
+                    self.tell(severity, path, what, remedy);
+                }
             }
         }
         Ok(())
@@ -637,7 +657,7 @@ impl Check<'_> {
                 known.clear();
             }
             let wrong = match self.read_derivation(&row.path) {
-                Err(what) => Some((Severity::Damage, what)),
+                Err(what) => Some((if snapshot.is_doubtful(row) { Severity::Note } else { Severity::Damage }, what)),
                 Ok(drv) => self.verify_derivation(&mut known, name, &drv, registered),
             };
             // Beside a collector it may be gone by now.
@@ -933,10 +953,18 @@ fn list(dir: &Path) -> BTreeSet<OsString> {
     std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.file_name()).collect()
 }
 
-/// Paths that are registered and perhaps not synced yet, where the database has the table that tells (guix-daemon's has not).
-fn unsynced(db: &Connection) -> rusqlite::Result<Vec<String>> {
+/// What daemons have noted as registered and not synced: whose note it is, how many rows, from which on, and whether the machine has stopped since.
+fn unsynced(db: &Connection) -> rusqlite::Result<Vec<(String, i64, i64, bool)>> {
+    // guix-daemon's database does not have the table.
     if !db.prepare("select 1 from sqlite_master where type = 'table' and name = 'FruixUnsynced'")?.exists([])? {
         return Ok(Vec::new());
     }
-    db.prepare("select path from ValidPaths where id >= (select min(first) from FruixUnsynced)")?.query_map([], |row| row.get(0))?.collect()
+    let boot = crate::unsynced::boot();
+    let sql = "select daemon, (select count(*) from ValidPaths where id >= first), first, boot from FruixUnsynced";
+    let mut statement = db.prepare(sql)?;
+    let rows = statement.query_map([], |row| {
+        let then: String = row.get(3)?;
+        Ok((row.get(0)?, row.get(1)?, row.get(2)?, boot.is_empty() || then != boot))
+    })?;
+    rows.collect()
 }

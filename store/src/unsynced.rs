@@ -46,7 +46,7 @@ struct State {
 }
 
 /// The name of this boot of the machine, or nothing where none is to be had.
-fn boot() -> String {
+pub(crate) fn boot() -> String {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim_end().to_owned()
 }
 

@@ -239,10 +239,14 @@ fn whatever_is_broken_is_found() {
         (false, |s| fs::write(s.root.join("store/.links/x"), "").unwrap(), Damage, ".links/x", "not named by a hash"),
         (
             false,
-            |s| s.sql("insert into FruixUnsynced (daemon, first, boot) select 'x', id, '' from ValidPaths where path like '%-text'"),
+            // Before a power cut, that is: nobody knows of what boot.
+            |s| {
+                s.sql("insert into FruixUnsynced (daemon, first, boot) select 'x', id, '' from ValidPaths where path like '%-text'");
+                fs::remove_file(&s.paths[0]).unwrap();
+            },
             Note,
             "-text",
-            "not synced yet",
+            "valid, but not there",
         ),
     ];
     for (number, (contents, break_it, severity, place, what)) in table.iter().enumerate() {
