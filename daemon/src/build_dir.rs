@@ -181,8 +181,10 @@ impl BuildDir {
         let pivot = format!("{}.pivot", self.name);
         renameat(&self.parent, self.name.as_str(), &self.parent, pivot.as_str()).map_err(failed)?;
         if let Err(errno) = step("build-dir::keep", || renameat(&self.outer, TOP, &self.parent, self.name.as_str())) {
-            // Back to where it is found and removed; unless the name is taken by what was to have it.
-            let _ = renameat(&self.parent, pivot.as_str(), &self.parent, self.name.as_str());
+            // Back to where it is found and removed; or away, if what was to have the name has it.
+            if renameat(&self.parent, pivot.as_str(), &self.parent, self.name.as_str()).is_err() {
+                remove(&self.parent, &pivot, &self.path)?;
+            }
             return Err(failed(errno));
         }
         forget()?;

@@ -29,24 +29,23 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::net::UnixStream;
 
-/// Build users: fruixcrash1 and on. No other test has these numbers.
-const GID: u32 = 61_840;
+/// Build users, fruixcrash1 and on.
 const USERS: u32 = 4;
-/// A user who keeps a failed build.
-const CLIENT: u32 = 61_850;
 /// How long a daemon may take to serve.
 const AT_ONCE: Duration = Duration::from_secs(10);
 /// How long what a dead daemon started may take to die.
 const SOON: Duration = Duration::from_secs(10);
-const INSIDE: &str = "FRUIXD_CRASH_INSIDE";
+/// The number of the build users' group, by which a test knows that it is inside. Those of the users follow, and then that of a client. They are
+/// no other test's that runs at the same time, or these would kill each other's builders.
+const INSIDE: &str = "FRUIXD_CRASH_GID";
 const KEEP: &str = "FRUIXD_CRASH_KEEP";
 
 // ---- a world of its own -------------------------------------------------------------------------------------------------------------------
 
 /// Runs `test` in a mount namespace of its own, as a process of its own.
 fn alone(name: &str, test: impl FnOnce(&World)) {
-    if std::env::var_os(INSIDE).is_some() {
-        test(&World::new());
+    if let Ok(gid) = std::env::var(INSIDE) {
+        test(&World::new(gid.parse().unwrap()));
         return;
     }
     if !nix::unistd::geteuid().is_root() {
@@ -57,7 +56,7 @@ fn alone(name: &str, test: impl FnOnce(&World)) {
         .args(["--mount", "--propagation", "private", "--"])
         .arg(std::env::current_exe().unwrap())
         .args(["--exact", name, "--nocapture"])
-        .env(INSIDE, "1")
+        .env(INSIDE, (100_000_000 + std::process::id() * 16).to_string())
         .status()
         .unwrap();
     assert!(status.success(), "{name}: {status}");
@@ -76,6 +75,7 @@ fn mount_tmpfs(options: &str, at: &Path) {
 
 /// Where daemons of this test live.
 struct World {
+    gid: u32,
     /// A tmpfs.
     dir: tempfile::TempDir,
     /// On it: what a daemon has. Replaced as a whole.
@@ -89,7 +89,7 @@ impl Drop for World {
 }
 
 impl World {
-    fn new() -> World {
+    fn new(gid: u32) -> World {
         let dir = tempfile::tempdir().unwrap();
         mount_tmpfs("size=512m", dir.path());
         let write = |name: &str, text: String| {
@@ -98,16 +98,17 @@ impl World {
             fs::write(&file, text).unwrap();
             run(Command::new("mount").arg("--bind").arg(&file).arg(Path::new("/etc").join(name)));
         };
-        let users = (1..=USERS).map(|i| (format!("fruixcrash{i}"), GID + i)).collect::<Vec<_>>();
+        let client = gid + USERS + 1;
+        let users = (1..=USERS).map(|i| (format!("fruixcrash{i}"), gid + i)).collect::<Vec<_>>();
         write(
             "passwd",
-            users.iter().map(|(name, uid)| format!("{name}:x:{uid}:{GID}::/:/bin/false\n")).collect::<String>()
-                + &format!("fruixcrashuser:x:{CLIENT}:{CLIENT}::/:/bin/sh\n"),
+            users.iter().map(|(name, uid)| format!("{name}:x:{uid}:{gid}::/:/bin/false\n")).collect::<String>()
+                + &format!("fruixcrashuser:x:{client}:{client}::/:/bin/sh\n"),
         );
         let members = users.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(",");
-        write("group", format!("fruixcrash:x:{GID}:{members}\nfruixcrashuser:x:{CLIENT}:\n"));
+        write("group", format!("fruixcrash:x:{gid}:{members}\nfruixcrashuser:x:{client}:\n"));
         let root = dir.path().join("w");
-        World { dir, root }
+        World { gid, dir, root }
     }
 
     fn clear(&self) {
@@ -218,7 +219,7 @@ impl World {
             }
             let uid = fs::metadata(&path).map_or(0, |data| data.uid());
             let environ = fs::read(path.join("environ")).unwrap_or_default();
-            if (GID..=GID + USERS).contains(&uid) || bstr::ByteSlice::contains_str(environ.as_slice(), root) {
+            if (self.gid..=self.gid + USERS).contains(&uid) || bstr::ByteSlice::contains_str(environ.as_slice(), root) {
                 left.push(format!("process {path:?} {}", fs::read_to_string(path.join("comm")).unwrap_or_default()));
             }
         }
@@ -718,8 +719,8 @@ const SCENARIOS: &[Scenario] = &[
                     KEEP,
                     format!("{}\n{}\n{}", attempt.socket.display(), attempt.world.store_dir(), attempt.world.store_dir().display(&drv)),
                 )
-                .uid(CLIENT)
-                .gid(CLIENT)
+                .uid(attempt.world.gid + USERS + 1)
+                .gid(attempt.world.gid + USERS + 1)
                 .output()
                 .unwrap();
             if !output.status.success() {
@@ -1139,6 +1140,52 @@ fn killed_while_collecting() {
     }
     alone("killed_while_collecting", |world| {
         random_kills(world, 3, Duration::from_millis(400), work, false);
+    });
+}
+
+/// Beside a daemon at work the checker takes nothing for damage that is merely in flight; and what a living daemon has is seen.
+#[test]
+fn checked_while_at_work() {
+    alone("checked_while_at_work", |world| {
+        world.clear();
+        let daemon = world.start("");
+        let left = world.left();
+        assert!(["process", "lock"].iter().all(|what| left.iter().any(|line| line.starts_with(what))), "{left:?}");
+        let end = Instant::now() + Duration::from_secs(if thorough() { 60 } else { 5 });
+        let errors = std::thread::scope(|scope| {
+            let adder = |salt: u32, collects: bool| {
+                scope.spawn(move || {
+                    let mut attempt = Attempt::new(world);
+                    for i in 0.. {
+                        let name = format!("{salt}-{i}");
+                        let text = attempt.text(&name, &name, &[]);
+                        attempt.archive(&name, &tree_archive(&name, &large(u8::try_from(i % 3).unwrap()), 12));
+                        attempt.build(&name, &format!("mkdir $out; seq 1 9000 > $out/seq; echo {name} > $out/small"), text.as_slice());
+                        if collects {
+                            attempt
+                                .ask("optimise", |session| session.runtime.block_on(session.client.optimise_store(ops::OptimiseStore {})));
+                            attempt.ask("collect", Session::collect);
+                        }
+                        if !attempt.errors.is_empty() || Instant::now() > end {
+                            break;
+                        }
+                    }
+                    attempt.errors
+                })
+            };
+            let workers = [adder(1, false), adder(2, true)];
+            let mut count = 0;
+            while workers.iter().any(|worker| !worker.is_finished()) {
+                world.check("at work");
+                count += 1;
+            }
+            eprintln!("checked {count} times");
+            workers.into_iter().flat_map(|worker| worker.join().unwrap()).collect::<Vec<_>>()
+        });
+        assert!(errors.is_empty(), "{errors:?}");
+        daemon.stop();
+        world.assert_nothing_left("at the end");
+        world.check("at the end");
     });
 }
 

@@ -201,7 +201,7 @@ pub fn ready() {
     armed::ready();
 }
 
-/// A writer, each of whose writes is a step. It leaves trying again to [`Write::write_all`].
+/// A writer, each of whose writes is a step, done again whenever a signal came in between. (Not everybody who writes sees to that.)
 #[derive(Debug)]
 pub struct Writes<W> {
     inner: W,
@@ -245,10 +245,7 @@ fn taken(name: &'static str, bytes: &[u8]) -> usize {
 impl<W: Write> Write for Writes<W> {
     #[inline]
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        point::<io::Error>(self.name, Moment::Before)?;
-        let written = self.inner.write(bytes.get(..taken(self.name, bytes)).unwrap_or(bytes))?;
-        point::<io::Error>(self.name, Moment::After)?;
-        Ok(written)
+        step(self.name, || self.inner.write(bytes.get(..taken(self.name, bytes)).unwrap_or(bytes)))
     }
 
     fn flush(&mut self) -> io::Result<()> {
