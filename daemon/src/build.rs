@@ -27,7 +27,7 @@ use crate::config::{READ_CHUNK, Settings};
 use crate::error::Error;
 use crate::options::{ClientOptions, Level};
 use crate::outputs;
-use crate::sandbox::{BuildSpec, ExitStatus, HostFacts, LinuxNamespaces, Plan, Program, Running, Sandbox, SpawnerHandle, Unconfined};
+use crate::sandbox::{self, BuildSpec, ExitStatus, Plan, Program, Running, Sandbox, Site, SpawnerHandle, Unconfined};
 use crate::scheduler::{Audience, BuildMode, blocking, closure, show_paths};
 use crate::users::{BuildUser, UserPool};
 
@@ -182,7 +182,7 @@ impl Builder {
     #[must_use]
     pub fn new(store: Store, settings: Arc<Settings>, spawner: SpawnerHandle, users: Option<Arc<UserPool>>) -> Builder {
         let sandbox: Arc<dyn Sandbox> = if settings.use_chroot {
-            Arc::new(LinuxNamespaces::new(spawner.clone(), HostFacts::probe()))
+            sandbox::confining(spawner.clone(), Site { limits: settings.limits.clone() })
         } else {
             Arc::new(Unconfined::new(spawner.clone()))
         };
@@ -741,7 +741,7 @@ pub(crate) fn plan_for(settings: &Settings, store: &Store, drv_path: &StorePath)
     let confined = settings.use_chroot && builtin_job::confinable(&job.drv);
     let root = confined.then(|| PathBuf::from(format!("{}.chroot/top", store.print(drv_path))));
     let spec = BuildSpec { root, ..spec(settings, &job) };
-    Ok(if confined { Plan::confined(&spec, &HostFacts::probe())? } else { Plan::unconfined(&spec)? })
+    Ok(if confined { sandbox::confined_plan(&spec, &Site { limits: settings.limits.clone() })? } else { Plan::unconfined(&spec)? })
 }
 
 /// The environment of the builder, in upstream's order, which is that of the names.

@@ -124,6 +124,8 @@ pub struct Flags {
     /// Listen for connections on SOCKET: a file name, HOST or HOST:PORT; may be given several times
     #[arg(long, value_name = "SOCKET")]
     listen: Vec<String>,
+    #[command(flatten)]
+    platform: crate::platform::Flags,
     /// Produce debugging output
     #[arg(long)]
     debug: bool,
@@ -188,6 +190,10 @@ pub struct Settings {
     pub sync_additions: bool,
     /// Whether fixed-output builds are kept from the host's loopback.
     pub isolate_host_loopback: bool,
+    /// What every builder may use at most, where the platform can limit that.
+    pub limits: Vec<crate::sandbox::plan::Limit>,
+    /// Builds must not run where it cannot.
+    pub require_limits: bool,
     /// Where to listen, unless a supervisor passed sockets.
     pub listen: Vec<Listen>,
     /// Whether to say what is done in detail.
@@ -221,6 +227,14 @@ impl Listen {
                 Ok(Listen::Tcp(host.trim_matches(['[', ']']).to_owned(), port))
             }
         }
+    }
+}
+
+impl Flags {
+    /// Those of this platform.
+    #[must_use]
+    pub fn platform(&self) -> &crate::platform::Flags {
+        &self.platform
     }
 }
 
@@ -291,6 +305,8 @@ impl Settings {
             gc_keep_derivations: flags.gc_keep_derivations != Some(YesNo::No),
             sync_additions: flags.sync_additions,
             isolate_host_loopback: flags.isolate_host_loopback,
+            limits: flags.platform.limits().map_err(Error::request)?,
+            require_limits: flags.platform.require_limits(),
             listen,
             debug: flags.debug,
             adopt_empty_database: flags.adopt_empty_database,

@@ -18,6 +18,7 @@ pub mod explain;
 pub mod listen;
 pub mod options;
 mod outputs;
+pub mod platform;
 mod replies;
 pub mod requester;
 pub mod roots;

@@ -9,6 +9,11 @@ use fruixd::sandbox::SpawnerHandle;
 use fruixd::{builtins, check, explain, listen, server};
 use tracing_subscriber::EnvFilter;
 
+/// musl's own has one lock for all threads, and maps and unmaps what is a little larger.
+#[cfg(target_env = "musl")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let flags = Flags::parse();
     if let Some(depth) = flags.verify_store {
@@ -35,10 +40,14 @@ fn run(flags: &Flags) -> Result<(), Error> {
     if let Some(drv) = &flags.explain {
         return explain::print(&settings, drv);
     }
+    #[cfg(target_os = "freebsd")]
+    if flags.platform().check_host() {
+        return check_host(&settings);
+    }
     // Where the store is mounted read-only for everybody, we see it otherwise; and so will all whom we start.
     fruix_store::ensure_store_writable(&server::store_config(&settings, None))?;
     // Before anything else is opened or started: the helper that starts builders is a copy of this process as it is now.
-    let spawner = SpawnerHandle::start(builtins::lookup)?;
+    let spawner = start_spawner(&settings)?;
     let level = if settings.debug { "debug" } else { "info" };
     let filter = EnvFilter::try_from_env("FRUIXD_LOG").unwrap_or_else(|_| EnvFilter::new(level));
     tracing_subscriber::fmt()
@@ -55,4 +64,47 @@ fn run(flags: &Flags) -> Result<(), Error> {
     }
     let sockets = listen::open(&settings)?;
     server::run(settings, spawner, sockets)
+}
+
+#[cfg(not(target_os = "freebsd"))]
+fn start_spawner(_settings: &Settings) -> Result<SpawnerHandle, Error> {
+    Ok(SpawnerHandle::start(builtins::lookup)?)
+}
+
+/// With jails, if they are wanted and can be had.
+#[cfg(target_os = "freebsd")]
+fn start_spawner(settings: &Settings) -> Result<SpawnerHandle, Error> {
+    use fruixd::sandbox::spawner::Jailer;
+    if !settings.use_chroot || !nix::unistd::geteuid().is_root() {
+        if settings.require_limits {
+            return Err(Error::request("there are no limits without jails, and `--require-limits' wants them"));
+        }
+        return Ok(SpawnerHandle::start(builtins::lookup)?);
+    }
+    let failed = |source| Error::io("preparing for jails in", &settings.state_dir, source);
+    std::fs::create_dir_all(&settings.state_dir).map_err(failed)?;
+    let jailer = Jailer::prepare(&settings.state_dir).map_err(failed)?;
+    if !jailer.features().limits {
+        if settings.require_limits {
+            return Err(Error::request("the kernel has no resource limits: set kern.racct.enable=1 in /boot/loader.conf, and start anew"));
+        }
+        eprintln!("warning: builds have no limits: kern.racct.enable is not 1 (see `fruixd --check-host')");
+    }
+    Ok(SpawnerHandle::start_with_jails(builtins::lookup, jailer)?)
+}
+
+/// Prints what the host has and lacks.
+#[cfg(target_os = "freebsd")]
+fn check_host(settings: &Settings) -> Result<(), Error> {
+    let checks = fruixd::platform::check_host(settings);
+    for check in &checks {
+        match &check.missing {
+            None => println!("ok       {}", check.what),
+            Some(hint) => println!("{} {}\n         {hint}", if check.needed { "MISSING " } else { "missing " }, check.what),
+        }
+    }
+    if checks.iter().any(|check| check.needed && check.missing.is_some()) {
+        return Err(Error::request("builds in jails are not possible here"));
+    }
+    Ok(())
 }

@@ -86,10 +86,13 @@ impl Session {
 pub fn raise_descriptors() -> u64 {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
-    match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
+    let got = match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
         Ok(()) => hard,
         Err(_) => soft,
-    }
+    };
+    // The type is signed on some platforms.
+    #[allow(clippy::useless_conversion)]
+    u64::try_from(got).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

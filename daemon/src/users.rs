@@ -209,6 +209,8 @@ impl UserPool {
             l_start: 0,
             l_len: 0,
             l_pid: 0,
+            #[cfg(target_os = "freebsd")]
+            l_sysid: 0,
         };
         match fcntl(&file, FcntlArg::F_SETLK(&whole)) {
             Ok(_) => Ok(Some(file)),

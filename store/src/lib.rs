@@ -35,6 +35,7 @@ mod replace;
 mod roots;
 mod scan;
 mod staging;
+#[cfg_attr(not(target_os = "linux"), allow(dead_code))] // Only there can a whole file system be synced and errors be heard.
 mod sync;
 mod temproots;
 mod unsynced;

@@ -3,11 +3,14 @@
 //! [`BuildSpec`] says what is to be built, a [`Sandbox`] makes a [`Plan`] of it, which is plain data, and starts the builder as the plan says. All
 //! processes are started by the [`spawner`]. See `docs/design/sandbox.md`.
 
+mod child;
+pub mod jails;
+#[cfg(target_os = "freebsd")]
+mod keeper;
 #[cfg(target_os = "linux")]
 mod linux;
 mod none;
 pub mod plan;
-#[cfg(target_os = "linux")]
 pub mod spawner;
 
 use std::fmt;
@@ -22,8 +25,59 @@ use serde::{Deserialize, Serialize};
 pub use linux::LinuxNamespaces;
 pub use none::Unconfined;
 pub use plan::{BuildSpec, HostFacts, Plan, Program, UserIds};
-#[cfg(target_os = "linux")]
 pub use spawner::{Running, SpawnerHandle};
+
+/// What a platform that gives builders a root of their own knows of the site.
+#[derive(Clone, Debug, Default)]
+pub struct Site {
+    /// What every builder may use at most. Where the platform cannot limit that, this has no effect.
+    pub limits: Vec<plan::Limit>,
+}
+
+/// The way of this platform to give builders a root of their own.
+#[must_use]
+pub fn confining(spawner: SpawnerHandle, site: Site) -> std::sync::Arc<dyn Sandbox> {
+    #[cfg(target_os = "linux")]
+    return std::sync::Arc::new({
+        let Site { limits: _ } = site;
+        LinuxNamespaces::new(spawner, HostFacts::probe())
+    });
+    #[cfg(target_os = "freebsd")]
+    return std::sync::Arc::new(FreebsdJails { spawner, host: HostFacts::probe(), site });
+}
+
+/// The plan that [`confining`] would make, for a look at it.
+///
+/// # Errors
+/// What is asked for cannot be had.
+pub fn confined_plan(spec: &BuildSpec, site: &Site) -> Result<Plan, Error> {
+    let host = HostFacts::probe();
+    if cfg!(target_os = "freebsd") { Plan::jailed(spec, &host, &site.limits) } else { Plan::confined(spec, &host) }
+}
+
+/// Runs builders in jails.
+#[cfg(target_os = "freebsd")]
+#[derive(Clone, Debug)]
+struct FreebsdJails {
+    spawner: SpawnerHandle,
+    host: HostFacts,
+    site: Site,
+}
+
+#[cfg(target_os = "freebsd")]
+impl Sandbox for FreebsdJails {
+    fn name(&self) -> &'static str {
+        "jails"
+    }
+
+    fn plan(&self, spec: &BuildSpec) -> Result<Plan, Error> {
+        Plan::jailed(spec, &self.host, &self.site.limits)
+    }
+
+    fn start<'a>(&'a self, plan: &'a Plan, output: OwnedFd) -> Starting<'a> {
+        Box::pin(self.spawner.start_builder(plan, output))
+    }
+}
 
 /// A builder inside the daemon: takes its input, returns its exit status. It runs in a process of its own, confined like any builder.
 pub type Builtin = fn(&[u8]) -> i32;

@@ -17,6 +17,11 @@ use super::Error;
 const NAMESPACE_IDS: (u32, u32) = (30001, 30000);
 /// The host's files that a builder with a fixed output may read.
 const NETWORK_FILES: [&str; 4] = ["/etc/hosts", "/etc/nsswitch.conf", "/etc/resolv.conf", "/etc/services"];
+/// As above, on FreeBSD, where their builders use the host's network: also its certificates.
+const FREEBSD_NETWORK_FILES: [&str; 6] =
+    ["/etc/hosts", "/etc/nsswitch.conf", "/etc/resolv.conf", "/etc/services", "/etc/ssl", "/usr/share/certs"];
+/// The services that builders in jails know by name without the host's file.
+const SERVICES: &str = "ftp 21/tcp\nssh 22/tcp\nsmtp 25/tcp\ndomain 53/tcp\ndomain 53/udp\nhttp 80/tcp\nhttps 443/tcp\n";
 
 /// Everything that a plan follows from.
 #[derive(Clone, Debug)]
@@ -89,7 +94,11 @@ impl HostFacts {
         HostFacts {
             kvm: Path::new("/dev/kvm").exists(),
             terminals: Path::new("/dev/pts/ptmx").exists(),
-            network_files: NETWORK_FILES.iter().map(PathBuf::from).filter(|file| file.exists()).collect(),
+            network_files: if cfg!(target_os = "freebsd") { FREEBSD_NETWORK_FILES.as_slice() } else { NETWORK_FILES.as_slice() }
+                .iter()
+                .map(PathBuf::from)
+                .filter(|file| file.exists())
+                .collect(),
         }
     }
 }
@@ -139,6 +148,20 @@ pub struct Plan {
     /// Where its outputs appear, as it names them.
     #[serde(with = "text::list")]
     pub outputs: Vec<PathBuf>,
+    /// What all its processes together may use, where the platform can limit that.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub limits: Vec<Limit>,
+}
+
+/// A limit on what a builder uses.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limit {
+    /// What is limited, in the platform's words.
+    pub resource: String,
+    /// What happens when it is reached, in the platform's words.
+    pub action: String,
+    /// In bytes, seconds, percents of a processor, or pieces.
+    pub amount: u64,
 }
 
 /// The root directory of a builder.
@@ -184,6 +207,26 @@ pub enum Entry {
         #[serde(with = "text")]
         target: PathBuf,
     },
+    /// The database of users that FreeBSD's programs read: the build user `nixbld` and `nobody`.
+    Users {
+        /// Where.
+        #[serde(with = "text")]
+        path: PathBuf,
+        /// The user's number.
+        uid: u32,
+        /// The group's number.
+        gid: u32,
+    },
+}
+
+impl Entry {
+    /// Where the builder sees it.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        match self {
+            Entry::Dir { path, .. } | Entry::File { path, .. } | Entry::Link { path, .. } | Entry::Users { path, .. } => path,
+        }
+    }
 }
 
 /// Something mounted in a private root.
@@ -220,6 +263,18 @@ pub enum Mount {
         #[serde(with = "text")]
         target: PathBuf,
     },
+    /// FreeBSD: devices, as a ruleset of ours shows them.
+    Devices {
+        /// For the builder.
+        #[serde(with = "text")]
+        target: PathBuf,
+    },
+    /// FreeBSD: the open files of the process that looks.
+    Descriptors {
+        /// For the builder.
+        #[serde(with = "text")]
+        target: PathBuf,
+    },
 }
 
 impl Mount {
@@ -227,7 +282,12 @@ impl Mount {
     #[must_use]
     pub fn target(&self) -> &Path {
         match self {
-            Mount::Bind { target, .. } | Mount::Processes { target } | Mount::Memory { target } | Mount::Terminals { target } => target,
+            Mount::Bind { target, .. }
+            | Mount::Processes { target }
+            | Mount::Memory { target }
+            | Mount::Terminals { target }
+            | Mount::Devices { target }
+            | Mount::Descriptors { target } => target,
         }
     }
 }
@@ -345,6 +405,44 @@ impl Plan {
         Ok(plan)
     }
 
+    /// The plan for a builder in a jail of FreeBSD.
+    ///
+    /// # Errors
+    /// As for [`confined`](Self::confined).
+    pub fn jailed(spec: &BuildSpec, host: &HostFacts, limits: &[Limit]) -> Result<Plan, Error> {
+        let Some(dir) = spec.root.clone() else { return Plan::unconfined(spec) };
+        let open = spec.fixed_output || matches!(spec.program, Program::Builtin { .. });
+        let mut plan = Plan {
+            root: Root::Private { dir },
+            network: if open { Network::Host } else { Network::Private { loopback: true } },
+            host_name: "localhost".to_owned(),
+            limits: limits.to_vec(),
+            ..Plan::unconfined(spec)?
+        };
+        // One number that will stand for a user that is taken only when something is built.
+        let (uid, gid) = spec.user.as_ref().map_or((0, 0), |user| (user.uid, user.gid));
+        let mut binds = plan.binds(spec, host)?;
+        binds.retain(|target, _| !target.starts_with(b"/dev/"));
+        for (target, source) in &spec.extra_dirs {
+            if let Some(Mount::Bind { source: from, read_only, .. }) = binds.get_mut(target.as_os_str().as_bytes())
+                && from == source
+            {
+                *read_only = true;
+            }
+        }
+        plan.make_entries(spec, &binds);
+        // The devices are a file system of their own.
+        plan.entries.retain(|entry| !entry.path().starts_with("/dev"));
+        plan.entries.push(Entry::Users { path: "/etc/pwd.db".into(), uid, gid });
+        if !spec.fixed_output {
+            plan.entries.push(Entry::File { path: "/etc/services".into(), contents: SERVICES.to_owned() });
+        }
+        plan.mounts = binds.into_values().collect();
+        plan.mounts.push(Mount::Devices { target: "/dev".into() });
+        plan.mounts.push(Mount::Descriptors { target: "/dev/fd".into() });
+        Ok(plan)
+    }
+
     /// The plan for a builder that sees the host.
     ///
     /// # Errors
@@ -375,6 +473,7 @@ impl Plan {
             system: spec.system.clone(),
             traced: spec.traced,
             outputs: spec.outputs.iter().map(|path| spec.store_dir.display(path).into()).collect(),
+            limits: Vec::new(),
         })
     }
 
@@ -522,6 +621,7 @@ impl fmt::Display for Plan {
                         }
                         Entry::File { path, contents } => writeln!(f, "  {}: {contents:?}", path.display())?,
                         Entry::Link { path, target } => writeln!(f, "  {} -> {}", path.display(), target.display())?,
+                        Entry::Users { path, uid, gid } => writeln!(f, "  {}: nixbld {uid}:{gid}, nobody", path.display())?,
                     }
                 }
                 writeln!(f, "mounts")?;
@@ -537,9 +637,14 @@ impl fmt::Display for Plan {
                         Mount::Processes { .. } => writeln!(f, "  {target} its own processes")?,
                         Mount::Memory { .. } => writeln!(f, "  {target} in memory")?,
                         Mount::Terminals { .. } => writeln!(f, "  {target} its own terminals")?,
+                        Mount::Devices { .. } => writeln!(f, "  {target} a few devices")?,
+                        Mount::Descriptors { .. } => writeln!(f, "  {target} its own descriptors")?,
                     }
                 }
             }
+        }
+        for Limit { resource, action, amount } in &self.limits {
+            writeln!(f, "limit: {resource} {amount}, then {action}")?;
         }
         writeln!(f, "outputs")?;
         for output in &self.outputs {
@@ -556,7 +661,7 @@ fn quoted(text: &BStr) -> String {
 }
 
 /// Bytes as JSON strings: UTF-8 stays readable, a backslash and any other byte become `\xHH`.
-mod text {
+pub(super) mod text {
     use super::{BString, PathBuf};
     use serde::de::{Deserialize as _, Deserializer};
     use serde::ser::{Serialize as _, Serializer};
@@ -564,7 +669,7 @@ mod text {
     use std::fmt::Write as _;
     use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 
-    pub(super) trait Text {
+    pub(in super::super) trait Text {
         fn bytes(&self) -> &[u8];
         fn of(bytes: Vec<u8>) -> Self;
     }
@@ -627,11 +732,11 @@ mod text {
         unescape(text).map(T::of).ok_or_else(|| E::custom("a backslash without its byte"))
     }
 
-    pub(super) fn serialize<T: Text, S: Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(in super::super) fn serialize<T: Text, S: Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
         escape(value.bytes()).serialize(serializer)
     }
 
-    pub(super) fn deserialize<'de, T: Text, D: Deserializer<'de>>(deserializer: D) -> Result<T, D::Error> {
+    pub(in super::super) fn deserialize<'de, T: Text, D: Deserializer<'de>>(deserializer: D) -> Result<T, D::Error> {
         read(&String::deserialize(deserializer)?)
     }
 

@@ -6,8 +6,8 @@
 //! kills what it can find; see [`Isolation`].
 //!
 //! Over a `SOCK_SEQPACKET` pair go [`Request`]s, with the plan in a file in memory, and [`Report`]s. The spawner itself only clones, waits and
-//! passes on; all that can block or fail is done by the new process ([`super::linux`]), which reports over a pipe:
-//! `S` (the surroundings are made), `F` and a [`Failure`], `X` and an [`ExitStatus`].
+//! passes on; all that can block or fail is done by the new process. What it does is the platform's: `spawner_linux.rs` and
+//! `spawner_freebsd.rs`.
 //!
 //! A second, even smaller process, the *killer*, stays in the host's PID namespace and kills all processes of a build user on demand, as upstream
 //! does before and after each build: those of an earlier daemon are not in the spawner's namespace.
@@ -23,32 +23,35 @@ use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError, Weak};
 
 use nix::cmsg_space;
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::prctl;
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::signal::Signal;
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr, recvmsg, sendmsg, shutdown,
     socketpair,
 };
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Pid, Uid};
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 use tracing::{debug, error};
 
-use super::linux::{self, Wrapping};
 use super::{Builtins, Error, ExitStatus, Plan};
-use crate::sys::{self, Cloned, Namespace};
+use crate::sys::{self, Forked};
+
+#[cfg(target_os = "freebsd")]
+#[path = "spawner_freebsd.rs"]
+mod platform;
+#[cfg(target_os = "linux")]
+#[path = "spawner_linux.rs"]
+mod platform;
+
+#[cfg(target_os = "freebsd")]
+pub use platform::Jailer;
 
 /// The longest message over the socket, in bytes.
 const MAX_MESSAGE: usize = 16 * 1024;
 /// The most descriptors in a message.
 const MAX_FDS: usize = 4;
-/// The longest report of a new process over its pipe, in bytes.
-const MAX_PIPE: usize = 16 * 1024;
 
 /// From the daemon. The descriptors are those of the plan and of the builder's output.
 #[derive(Debug, Serialize, Deserialize)]
@@ -57,11 +60,11 @@ enum Request {
     Kill { id: u64 },
 }
 
-/// To the daemon. With `Started` comes a descriptor of the process.
+/// To the daemon. With `Started` comes the process's number, and where that is one of another namespace, a descriptor of the process.
 #[derive(Debug, Serialize, Deserialize)]
 enum Report {
     Ready { isolation: Isolation },
-    Started { id: u64 },
+    Started { id: u64, pid: i32 },
     Failed { id: u64, failure: Failure },
     Ended { id: u64, status: ExitStatus },
 }
@@ -96,6 +99,8 @@ pub enum Isolation {
     Kernel,
     /// As above; the daemon has no privileges, and the namespace is one of an ordinary user.
     KernelUnprivileged,
+    /// Builders run in jails. The spawner removes them when the daemon dies; when it is killed itself, each jail is removed by the process beside it.
+    Jails,
     /// The spawner kills those that it finds, and itself must not be killed. Builders with a root of their own cannot be started.
     BestEffort,
 }
@@ -125,7 +130,7 @@ struct Waiting {
 
 #[derive(Debug)]
 struct Waiter {
-    started: Option<oneshot::Sender<Result<OwnedFd, Error>>>,
+    started: Option<oneshot::Sender<Result<i32, Error>>>,
     ended: oneshot::Sender<ExitStatus>,
 }
 
@@ -140,12 +145,26 @@ impl SpawnerHandle {
     /// # Errors
     /// There are several threads, or the system refuses a process.
     pub fn start(builtins: Builtins) -> Result<SpawnerHandle, Error> {
+        Self::start_any(&platform::choices(), builtins)
+    }
+
+    /// As [`start`](Self::start), with builders in jails.
+    ///
+    /// # Errors
+    /// There are several threads, or the system refuses a process.
+    #[cfg(target_os = "freebsd")]
+    pub fn start_with_jails(builtins: Builtins, jailer: Jailer) -> Result<SpawnerHandle, Error> {
+        Self::start_any(&[platform::Choice::Jails(jailer)], builtins)
+    }
+
+    fn start_any(choices: &[platform::Choice], builtins: Builtins) -> Result<SpawnerHandle, Error> {
         let failed = |doing: &'static str| move |source: io::Error| Error::Spawner { doing, source };
         let root = Uid::effective().is_root();
         let killer = if root { Some(start_killer().map_err(failed("starting the killer"))?) } else { None };
         let mut last = None;
-        for isolation in [Isolation::Kernel, Isolation::KernelUnprivileged, Isolation::BestEffort] {
-            match start_spawner(isolation, builtins) {
+        for choice in choices {
+            let isolation = platform::isolation(choice);
+            match platform::start_spawner(choice, builtins) {
                 Ok((socket, pid)) => {
                     let (killer_pid, killer) = killer.map(|(pid, socket)| (pid, Mutex::new(socket))).unzip();
                     return Ok(SpawnerHandle(Arc::new(Inner {
@@ -183,8 +202,7 @@ impl SpawnerHandle {
         drop(output);
         async move {
             let (guard, started, ended) = begun?;
-            let process = started.await.map_err(|_| Error::Gone)??;
-            let pid = host_pid(process.as_fd()).unwrap_or_else(|| guard.stand_in());
+            let pid = Some(started.await.map_err(|_| Error::Gone)??).filter(|pid| *pid > 0).unwrap_or_else(|| guard.stand_in());
             Ok(Running { guard, ended, pid, status: None })
         }
     }
@@ -250,7 +268,7 @@ impl SpawnerHandle {
     }
 }
 
-type Begun = (KillGuard, oneshot::Receiver<Result<OwnedFd, Error>>, oneshot::Receiver<ExitStatus>);
+type Begun = (KillGuard, oneshot::Receiver<Result<i32, Error>>, oneshot::Receiver<ExitStatus>);
 
 impl Drop for Inner {
     fn drop(&mut self) {
@@ -341,13 +359,6 @@ fn plan_file(plan: &Plan) -> io::Result<File> {
     Ok(file)
 }
 
-/// The number of a process in the namespace of the mounted `/proc`.
-fn host_pid(process: BorrowedFd<'_>) -> Option<i32> {
-    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", process.as_raw_fd())).unwrap_or_default();
-    let number = info.lines().find_map(|line| line.strip_prefix("Pid:")).and_then(|number| number.trim().parse().ok());
-    number.filter(|number| *number > 0)
-}
-
 fn read_reports(socket: &OwnedFd, waiting: &Weak<Mutex<Waiting>>) {
     loop {
         let report = receive::<Report>(socket.as_fd());
@@ -355,11 +366,11 @@ fn read_reports(socket: &OwnedFd, waiting: &Weak<Mutex<Waiting>>) {
         let mut waiting = lock(&waiting);
         match report {
             Ok(Some((Report::Ready { .. }, _))) => {}
-            Ok(Some((Report::Started { id }, mut fds))) => {
+            Ok(Some((Report::Started { id, pid }, mut fds))) => {
                 if let Some(waiter) = waiting.builds.get_mut(&id)
-                    && let (Some(started), Some(process)) = (waiter.started.take(), fds.pop())
+                    && let Some(started) = waiter.started.take()
                 {
-                    let _ = started.send(Ok(process));
+                    let _ = started.send(Ok(platform::pid_here(pid, fds.pop())));
                 }
             }
             Ok(Some((Report::Failed { id, failure }, _))) => {
@@ -383,7 +394,7 @@ fn read_reports(socket: &OwnedFd, waiting: &Weak<Mutex<Waiting>>) {
 }
 
 /// Sends one message with descriptors.
-fn send(socket: BorrowedFd<'_>, message: &impl Serialize, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+pub(super) fn send(socket: BorrowedFd<'_>, message: &impl Serialize, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
     let bytes = serde_json::to_vec(message)?;
     let fds: Vec<_> = fds.iter().map(AsRawFd::as_raw_fd).collect();
     let rights = [ControlMessage::ScmRights(&fds)];
@@ -435,7 +446,7 @@ fn detach(name: &std::ffi::CStr, socket: &OwnedFd) -> io::Result<()> {
     sys::close_all_but(socket.as_fd())?;
     let _ = nix::unistd::setsid();
     std::env::set_current_dir("/")?;
-    let _ = prctl::set_name(name);
+    sys::set_name(name);
     sys::reset_signals()?;
     sys::ignore_signals(&[libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGPIPE, libc::SIGUSR1, libc::SIGUSR2]);
     Ok(())
@@ -450,10 +461,10 @@ fn live(life: impl FnOnce() -> io::Result<()>) -> ! {
 /// Forks the killer.
 fn start_killer() -> io::Result<(i32, OwnedFd)> {
     let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)?;
-    match sys::clone_process(&[])? {
-        Cloned::Parent(pid, _) => Ok((pid, ours)),
-        Cloned::Child => live(|| {
-            prctl::set_pdeathsig(Signal::SIGKILL)?;
+    match sys::fork()? {
+        Forked::Parent(pid) => Ok((pid, ours)),
+        Forked::Child => live(|| {
+            sys::set_death_signal(libc::SIGKILL)?;
             detach(c"fruixd-killer", &theirs)?;
             kill_users(&mut File::from(theirs));
             Ok(())
@@ -480,8 +491,8 @@ fn kill_all_of(uid: Uid) -> Result<(), Errno> {
     if uid.is_root() {
         return Err(Errno::EPERM);
     }
-    match sys::clone_process(&[]).map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))? {
-        Cloned::Parent(pid, _) => loop {
+    match sys::fork().map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))? {
+        Forked::Parent(pid) => loop {
             match waitpid(Pid::from_raw(pid), None) {
                 Err(Errno::EINTR) => {}
                 Ok(WaitStatus::Exited(_, code)) => return if code == 0 { Ok(()) } else { Err(Errno::from_raw(code)) },
@@ -490,7 +501,7 @@ fn kill_all_of(uid: Uid) -> Result<(), Errno> {
                 Err(errno) => return Err(errno),
             }
         },
-        Cloned::Child => {
+        Forked::Child => {
             let result = nix::unistd::setresuid(uid, uid, uid).and_then(|()| {
                 loop {
                     match nix::sys::signal::kill(Pid::from_raw(-1), Signal::SIGKILL) {
@@ -501,241 +512,6 @@ fn kill_all_of(uid: Uid) -> Result<(), Errno> {
                 }
             });
             sys::exit_now(result.err().map_or(0, |errno| errno as i32))
-        }
-    }
-}
-
-/// Forks the spawner and waits until it is ready.
-fn start_spawner(isolation: Isolation, builtins: Builtins) -> io::Result<(OwnedFd, i32)> {
-    let namespaces: &[Namespace] = match isolation {
-        Isolation::Kernel => &[Namespace::Processes],
-        Isolation::KernelUnprivileged => &[Namespace::Users, Namespace::Processes],
-        Isolation::BestEffort => &[],
-    };
-    let (ours, theirs) = packet_pair()?;
-    let (uid, gid) = (Uid::effective(), nix::unistd::getegid());
-    match sys::clone_process(namespaces)? {
-        Cloned::Parent(pid, _) => {
-            drop(theirs);
-            match receive::<Report>(ours.as_fd()) {
-                Ok(Some((Report::Ready { .. }, _))) => Ok((ours, pid)),
-                other => {
-                    let _ = waitpid(Pid::from_raw(pid), None);
-                    Err(other.err().unwrap_or_else(|| io::ErrorKind::PermissionDenied.into()))
-                }
-            }
-        }
-        Cloned::Child => live(|| {
-            if isolation == Isolation::KernelUnprivileged {
-                linux::map_ids((uid.as_raw(), uid.as_raw()), (gid.as_raw(), gid.as_raw()))?;
-            }
-            if isolation == Isolation::BestEffort {
-                prctl::set_child_subreaper(true)?;
-            } else {
-                // End-of-file says the same; this holds even if the spawner hangs.
-                prctl::set_pdeathsig(Signal::SIGKILL)?;
-            }
-            detach(c"fruixd-spawner", &theirs)?;
-            Spawner::new(theirs, isolation, builtins)?.serve()
-        }),
-    }
-}
-
-/// The spawner's own side.
-struct Spawner {
-    socket: OwnedFd,
-    isolation: Isolation,
-    wrapping: Wrapping,
-    builtins: Builtins,
-    child_ended: SignalFd,
-    builds: HashMap<u64, Build>,
-}
-
-/// A builder, as the spawner knows it.
-struct Build {
-    pid: Pid,
-    process: OwnedFd,
-    /// Its process is one that adopts the builder's orphans, and the builder a child of it.
-    adopting: bool,
-    pipe: File,
-    /// What has come over the pipe and not been understood yet.
-    heard: Vec<u8>,
-    started: bool,
-    failure: Option<Failure>,
-    /// What a wrapping process says of the builder.
-    status: Option<ExitStatus>,
-}
-
-impl Spawner {
-    fn new(socket: OwnedFd, isolation: Isolation, builtins: Builtins) -> io::Result<Spawner> {
-        let mut mask = SigSet::empty();
-        mask.add(Signal::SIGCHLD);
-        sigprocmask(SigmaskHow::SIG_BLOCK, Some(&mask), None)?;
-        let child_ended = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
-        let wrapping = Wrapping::possible(isolation)?;
-        send(socket.as_fd(), &Report::Ready { isolation }, &[])?;
-        Ok(Spawner { socket, isolation, wrapping, builtins, child_ended, builds: HashMap::new() })
-    }
-
-    /// Serves until the daemon is gone.
-    fn serve(mut self) -> io::Result<()> {
-        loop {
-            let ids: Vec<u64> = self.builds.keys().copied().collect();
-            let mut polled =
-                vec![PollFd::new(self.socket.as_fd(), PollFlags::POLLIN), PollFd::new(self.child_ended.as_fd(), PollFlags::POLLIN)];
-            let open: Vec<u64> = ids.into_iter().filter(|id| self.builds.get(id).is_some_and(Build::setting_up)).collect();
-            polled.extend(open.iter().filter_map(|id| self.builds.get(id)).map(|build| PollFd::new(build.pipe.as_fd(), PollFlags::POLLIN)));
-            match poll(&mut polled, PollTimeout::NONE) {
-                Ok(_) | Err(Errno::EINTR) => {}
-                Err(errno) => return Err(errno.into()),
-            }
-            let ready: Vec<bool> = polled.iter().map(|fd| fd.any().unwrap_or(true)).collect();
-            for (id, ready) in open.iter().zip(ready.iter().skip(2)) {
-                if *ready {
-                    self.hear(*id)?;
-                }
-            }
-            if ready.get(1) == Some(&true) {
-                while let Ok(Some(_)) = self.child_ended.read_signal() {}
-                self.reap()?;
-            }
-            if ready.first() == Some(&true) {
-                match receive::<Request>(self.socket.as_fd()) {
-                    Ok(Some((Request::Start { id }, fds))) => self.start(id, fds)?,
-                    Ok(Some((Request::Kill { id }, _))) => self.kill(id),
-                    Ok(None) | Err(_) => return self.end(),
-                }
-            }
-        }
-    }
-
-    fn start(&mut self, id: u64, fds: Vec<OwnedFd>) -> io::Result<()> {
-        match self.try_start(fds) {
-            Ok(build) => {
-                self.builds.insert(id, build);
-                Ok(())
-            }
-            Err(error) => {
-                let failure = Failure::new("starting the child process", std::path::Path::new(""), &error);
-                send(self.socket.as_fd(), &Report::Failed { id, failure }, &[])
-            }
-        }
-    }
-
-    fn try_start(&self, fds: Vec<OwnedFd>) -> io::Result<Build> {
-        let mut fds = fds.into_iter();
-        let (Some(plan), Some(output)) = (fds.next(), fds.next()) else { return Err(io::ErrorKind::InvalidInput.into()) };
-        let plan: Plan = serde_json::from_reader(io::BufReader::new(File::from(plan)))?;
-        if plan.root != super::plan::Root::Host && self.isolation == Isolation::BestEffort {
-            return Err(io::Error::other("namespaces are not available here (for the daemon's user); try --disable-chroot"));
-        }
-        let (ours, theirs) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
-        let ids = (Uid::effective().as_raw(), nix::unistd::getegid().as_raw());
-        match sys::clone_process(&linux::namespaces(&plan, self.wrapping))? {
-            Cloned::Parent(pid, process) => Ok(Build {
-                pid: Pid::from_raw(pid),
-                process,
-                adopting: plan.root == super::plan::Root::Host && self.wrapping == Wrapping::Adopting,
-                pipe: File::from(ours),
-                heard: Vec::new(),
-                started: false,
-                failure: None,
-                status: None,
-            }),
-            Cloned::Child => live(|| linux::be_builder(&plan, output, File::from(theirs), ids, self.wrapping, self.builtins)),
-        }
-    }
-
-    /// Reads what a new process has to say.
-    fn hear(&mut self, id: u64) -> io::Result<()> {
-        let Some(build) = self.builds.get_mut(&id) else { return Ok(()) };
-        let started = build.started;
-        build.hear();
-        if build.started && !started {
-            send(self.socket.as_fd(), &Report::Started { id }, &[build.process.as_fd()])?;
-        }
-        Ok(())
-    }
-
-    /// Takes note of the processes that have ended, among them those that builders left behind.
-    fn reap(&mut self) -> io::Result<()> {
-        loop {
-            let (pid, status) = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::Exited(pid, code)) => (pid, ExitStatus::Code(code)),
-                Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, ExitStatus::Signal(signal as i32)),
-                Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return Ok(()),
-                Ok(_) | Err(Errno::EINTR) => continue,
-                Err(errno) => return Err(errno.into()),
-            };
-            let Some(id) = self.builds.iter().find(|(_, build)| build.pid == pid).map(|(id, _)| *id) else { continue };
-            self.hear(id)?;
-            let Some(build) = self.builds.remove(&id) else { continue };
-            let report = match build.failure {
-                Some(failure) if !build.started => Report::Failed { id, failure },
-                _ => Report::Ended { id, status: build.status.unwrap_or(status) },
-            };
-            send(self.socket.as_fd(), &report, &[])?;
-        }
-    }
-
-    fn kill(&self, id: u64) {
-        let Some(build) = self.builds.get(&id) else { return };
-        // A process that adopts what the builder leaves behind has to stay until it has killed it all.
-        if build.adopting && linux::kill_descendants(build.pid) {
-            return;
-        }
-        let _ = sys::pidfd_signal(build.process.as_fd(), libc::SIGKILL);
-    }
-
-    /// The daemon is gone. For process 1 of a namespace, ending is enough.
-    fn end(self) -> io::Result<()> {
-        if self.isolation == Isolation::BestEffort {
-            for build in self.builds.values() {
-                linux::kill_descendants(build.pid);
-                let _ = sys::pidfd_signal(build.process.as_fd(), libc::SIGKILL);
-            }
-            linux::kill_all_descendants();
-        }
-        Ok(())
-    }
-}
-
-impl Build {
-    fn setting_up(&self) -> bool {
-        !self.started && self.failure.is_none()
-    }
-
-    fn hear(&mut self) {
-        let mut buffer = [0; 4096];
-        while let Ok(length @ 1..) = self.pipe.read(&mut buffer) {
-            self.heard.extend_from_slice(buffer.get(..length).unwrap_or_default());
-            if self.heard.len() > MAX_PIPE {
-                break;
-            }
-        }
-        self.understand();
-    }
-
-    /// `S`, or `F` with the rest of it, or `X` with the rest of it.
-    fn understand(&mut self) {
-        while let Some((kind, rest)) = self.heard.split_first() {
-            let rest = rest.to_vec();
-            match kind {
-                b'S' => self.started = true,
-                b'F' => {
-                    if let Ok(failure) = serde_json::from_slice(&rest) {
-                        self.failure = Some(failure);
-                    }
-                    return;
-                }
-                _ => {
-                    if let Ok(status) = serde_json::from_slice(&rest) {
-                        self.status = Some(status);
-                    }
-                    return;
-                }
-            }
-            self.heard = rest;
         }
     }
 }

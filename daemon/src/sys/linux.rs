@@ -1,10 +1,12 @@
 //! Linux: processes with namespaces, the mount calls on descriptors, system call filters.
 
-use std::ffi::{CStr, CString, c_int, c_long, c_uint, c_ulong};
+use std::ffi::{CStr, c_int, c_long, c_uint, c_ulong};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
+
+use super::Forked;
 
 fn check(result: c_long) -> io::Result<c_long> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
@@ -17,10 +19,23 @@ fn new_fd(result: c_long) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Takes over a descriptor that came in a message, as `recvmsg` reported it.
-pub(crate) fn adopt_fd(fd: RawFd) -> OwnedFd {
-    // SAFETY: the callers pass the numbers of a received SCM_RIGHTS message, each once; the kernel made them for this process.
-    unsafe { OwnedFd::from_raw_fd(fd) }
+/// Forks. The caller must have one thread only, so that the child may do anything; that is checked.
+pub(crate) fn fork() -> io::Result<Forked> {
+    Ok(match clone_process(&[])? {
+        Cloned::Child => Forked::Child,
+        Cloned::Parent(pid, _) => Forked::Parent(pid),
+    })
+}
+
+/// The signal that this process gets when its parent ends.
+pub(crate) fn set_death_signal(signal: c_int) -> io::Result<()> {
+    let signal = nix::sys::signal::Signal::try_from(signal)?;
+    Ok(nix::sys::prctl::set_pdeathsig(signal)?)
+}
+
+/// What `ps` calls this process.
+pub(crate) fn set_name(name: &CStr) {
+    let _ = nix::sys::prctl::set_name(name);
 }
 
 /// Which process returns from [`clone_process`].
@@ -87,12 +102,6 @@ fn thread_count() -> io::Result<usize> {
     }
 }
 
-/// Ends this process at once, without running anything that was registered for its end.
-pub(crate) fn exit_now(status: i32) -> ! {
-    // SAFETY: ends the process; nothing of it is used afterwards.
-    unsafe { libc::_exit(status) }
-}
-
 /// Gives all signals their default action and blocks none.
 pub(crate) fn reset_signals() -> io::Result<()> {
     /// The kernel's set of signals, in bytes.
@@ -107,14 +116,6 @@ pub(crate) fn reset_signals() -> io::Result<()> {
     }
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
     Ok(())
-}
-
-/// Ignores the given signals.
-pub(crate) fn ignore_signals(signals: &[c_int]) {
-    for signal in signals {
-        // SAFETY: SIG_IGN is a valid action and no handler is installed.
-        unsafe { libc::signal(*signal, libc::SIG_IGN) };
-    }
 }
 
 /// Sends a signal to the process of a descriptor; one that has ended is no error.
@@ -311,9 +312,4 @@ pub(crate) fn internet_sockets_only() -> io::Result<()> {
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64", target_arch = "powerpc64"))]
 fn filter(code: c_uint, k: u32, jt: u8, jf: u8) -> libc::sock_filter {
     libc::sock_filter { code: u16::try_from(code).unwrap_or(u16::MAX), jt, jf, k }
-}
-
-/// A C string of bytes that hold no NUL.
-pub(crate) fn c_string(bytes: &[u8]) -> io::Result<CString> {
-    CString::new(bytes).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
 }

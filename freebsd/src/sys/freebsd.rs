@@ -478,8 +478,36 @@ pub fn signal_descendants(signal: c_int) -> io::Result<()> {
 /// # Errors
 /// The system refuses.
 pub fn set_death_signal(signal: c_int) -> io::Result<()> {
-    let mut signal = signal;
-    procctl(names::PROC_PDEATHSIG_CTL, (&raw mut signal).cast())
+    set_trait(names::PROC_PDEATHSIG_CTL, signal)
+}
+
+fn set_trait(command: c_int, value: c_int) -> io::Result<()> {
+    let mut value = value;
+    procctl(command, (&raw mut value).cast())
+}
+
+/// From its next program on, this process and its children find their memory at the same addresses each time.
+///
+/// # Errors
+/// The system refuses.
+pub fn fix_addresses() -> io::Result<()> {
+    set_trait(names::PROC_ASLR_CTL, names::PROC_ASLR_FORCE_DISABLE)
+}
+
+/// For this process and its children, set-user-id and set-group-id programs are as any other.
+///
+/// # Errors
+/// The system refuses.
+pub fn no_new_privileges() -> io::Result<()> {
+    set_trait(names::PROC_NO_NEW_PRIVS_CTL, names::PROC_NO_NEW_PRIVS_ENABLE)
+}
+
+/// Until it runs another program, nobody but root reads this process's memory or its core.
+///
+/// # Errors
+/// The system refuses.
+pub fn forbid_tracing() -> io::Result<()> {
+    set_trait(names::PROC_TRACE_CTL, names::PROC_TRACE_CTL_DISABLE)
 }
 
 /// What `ps` calls this process.

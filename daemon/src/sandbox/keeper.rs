@@ -1,0 +1,257 @@
+//! FreeBSD: the process beside a builder. It makes the jail, starts the builder in it, and takes all down again; see `docs/design/jails.md`.
+
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use fruix_freebsd::{Cell, Features, Host, Jail, Kernel as _, set_up, tear_down};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::event::{EvFlags, EventFilter, FilterFlag, KEvent, Kqueue};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{Gid, Pid, Uid, setegid, seteuid, setgroups};
+use serde::{Deserialize, Serialize};
+
+use super::child::{CANNOT_RUN, Done, Step, exec, run_builtin, say, step};
+use super::jails::{State, cell};
+use super::plan::{Identity, Lookup, Mount, Network, Program, Root};
+use super::spawner::{Failure, send};
+use super::{Builtins, ExitStatus, Plan};
+use crate::sys::{self, Forked};
+
+/// What the spawner hears from a keeper and its builder.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Word {
+    /// The builder has its surroundings.
+    Started {
+        /// Its process.
+        pid: i32,
+    },
+    /// The surroundings could not be made.
+    Failed(Failure),
+    /// The builder has ended, and nothing of it is left.
+    Ended(ExitStatus),
+}
+
+/// What all keepers of a spawner know.
+#[derive(Clone, Debug)]
+pub(super) struct Jails {
+    /// Where they write what they do.
+    pub(super) dir: PathBuf,
+    /// How the names of their jails begin.
+    pub(super) prefix: String,
+    pub(super) features: Features,
+    pub(super) ruleset: u16,
+}
+
+impl Jails {
+    /// The name of a build's jail, and where its keeper writes of it.
+    pub(super) fn names(&self, id: u64) -> (String, PathBuf) {
+        (format!("{}{id}", self.prefix), self.dir.join(id.to_string()))
+    }
+}
+
+/// A keeper's whole life. On `socket` come what it says and, as soon as anything can be read there or the other end is closed, the order to stop.
+pub(super) fn keep(plan: &Plan, id: u64, output: OwnedFd, socket: &OwnedFd, jails: Option<&Jails>, builtins: Builtins) -> io::Result<()> {
+    let result = match (&plan.root, jails) {
+        (Root::Host, _) => keep_plain(plan, output, socket, builtins),
+        (Root::Private { .. }, Some(jails)) => keep_jail(plan, id, output, socket, jails, builtins),
+        (Root::Private { .. }, None) => step("making a jail (the daemon is not root; try --disable-chroot)", "", Err(Errno::EPERM)),
+    };
+    let word = match result {
+        Ok(status) => Word::Ended(status),
+        Err(Step { what, path, source }) => Word::Failed(Failure::new(what, &path, &source)),
+    };
+    send(socket.as_fd(), &word, &[])
+}
+
+fn keep_plain(plan: &Plan, output: OwnedFd, socket: &OwnedFd, builtins: Builtins) -> Done<ExitStatus> {
+    step("adopting orphans", "", fruix_freebsd::become_reaper())?;
+    let kill = || fruix_freebsd::signal_descendants(libc::SIGKILL);
+    let status = run(plan, output, socket, None, builtins, &kill)?;
+    step("killing what the builder left", "", kill())?;
+    step("waiting for what the builder left", "", Host.wait_for_children())?;
+    Ok(status)
+}
+
+fn keep_jail(plan: &Plan, id: u64, output: OwnedFd, socket: &OwnedFd, jails: &Jails, builtins: Builtins) -> Done<ExitStatus> {
+    step("adopting orphans", "", fruix_freebsd::become_reaper())?;
+    let (name, file) = jails.names(id);
+    let plan = readable(plan)?;
+    let cell = step("making a jail", "", cell(&plan, &name, jails.ruleset).map_err(io::Error::other))?;
+    step("writing", &file, write_state(&file, &cell))?;
+    let jail = match set_up(&mut Host, &cell, &jails.features) {
+        Ok(jail) => jail,
+        Err(failure) => {
+            let (error, undoing) = *failure;
+            if let Some(undoing) = undoing {
+                say(format!("fruixd: {undoing}\n").as_bytes());
+            } else {
+                let _ = std::fs::remove_file(&file);
+            }
+            return Err(step_of(error));
+        }
+    };
+    let kill = || Host.remove_jail(jail.id);
+    let result = run(&plan, output, socket, Some((&jail, &jails.features)), builtins, &kill);
+    // What is not gone is the next daemon's.
+    tear_down(&mut Host, &cell.name, &cell.root, false).map_err(step_of)?;
+    step("removing", &file, std::fs::remove_file(&file))?;
+    result
+}
+
+/// A platform's error as a step: its own words say what failed, and its number goes with it.
+fn step_of(error: fruix_freebsd::Error) -> Step {
+    Step { what: "making or removing a jail", path: PathBuf::new(), source: io::Error::other(error.to_string()) }
+}
+
+/// The state is on the disk before anything of the jail is: a power cut leaves no mounts, so this need not be waited for.
+fn write_state(file: &Path, cell: &Cell) -> io::Result<()> {
+    let state = State { jail: cell.name.clone(), root: cell.root.clone() };
+    let mut file = File::options().write(true).create_new(true).mode(0o600).open(file)?;
+    serde_json::to_writer(&mut file, &state)?;
+    file.flush()
+}
+
+/// Starts the builder and waits for it, or until told to stop.
+fn run(
+    plan: &Plan,
+    output: OwnedFd,
+    socket: &OwnedFd,
+    jail: Option<(&Jail, &Features)>,
+    builtins: Builtins,
+    kill: &dyn Fn() -> io::Result<()>,
+) -> Done<ExitStatus> {
+    let events = step("watching the builder", "", watch(socket))?;
+    if told_to_stop(socket) {
+        return Ok(ExitStatus::Signal(libc::SIGKILL));
+    }
+    let builder = match step("starting the child process", "", sys::fork())? {
+        Forked::Child => {
+            let Err(Step { what, path, source }) = become_builder(plan, &output, socket, jail, builtins) else { sys::exit_now(CANNOT_RUN) };
+            let _ = send(socket.as_fd(), &Word::Failed(Failure::new(what, &path, &source)), &[]);
+            sys::exit_now(CANNOT_RUN)
+        }
+        Forked::Parent(pid) => Pid::from_raw(pid),
+    };
+    // The end of the builder's output must be seen where it is read, so this process must not hold it.
+    drop(output);
+    let null = step("opening", "/dev/null", File::options().write(true).open("/dev/null"))?;
+    step("letting go of the builder's output", "", nix::unistd::dup2_stderr(&null))?;
+    let mut stopping = false;
+    loop {
+        loop {
+            match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::Exited(pid, code)) if pid == builder => return Ok(ExitStatus::Code(code)),
+                Ok(WaitStatus::Signaled(pid, signal, _)) if pid == builder => return Ok(ExitStatus::Signal(signal as i32)),
+                Ok(WaitStatus::StillAlive) => break,
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(errno) => return step("waiting for the child process", "", Err(errno)),
+            }
+        }
+        if !stopping && told_to_stop(socket) {
+            stopping = true;
+            step("killing the child process", "", kill())?;
+        }
+        let mut happened = [KEvent::new(0, EventFilter::EVFILT_READ, EvFlags::empty(), FilterFlag::empty(), 0, 0); 2];
+        match events.kevent(&[], &mut happened, None) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return step("watching the builder", "", Err(errno)),
+        }
+    }
+}
+
+/// Wakes when a child ends and, once, when the other end of the socket wants something.
+fn watch(socket: &OwnedFd) -> nix::Result<Kqueue> {
+    let queue = Kqueue::new()?;
+    let event = |ident, filter, flags| KEvent::new(ident, filter, EvFlags::EV_ADD | flags, FilterFlag::empty(), 0, 0);
+    let child = usize::try_from(libc::SIGCHLD).map_err(|_| Errno::EINVAL)?;
+    let fd = usize::try_from(socket.as_raw_fd()).map_err(|_| Errno::EBADF)?;
+    let changes = [event(child, EventFilter::EVFILT_SIGNAL, EvFlags::empty()), event(fd, EventFilter::EVFILT_READ, EvFlags::EV_ONESHOT)];
+    queue.kevent(&changes, &mut [], None)?;
+    Ok(queue)
+}
+
+fn told_to_stop(socket: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
+    poll(&mut fds, PollTimeout::ZERO).is_ok_and(|count| count > 0)
+}
+
+/// Goes through all steps and becomes the builder. Returns only if a step fails.
+fn become_builder(plan: &Plan, output: &OwnedFd, socket: &OwnedFd, jail: Option<(&Jail, &Features)>, builtins: Builtins) -> Done {
+    step("resetting signals", "", sys::reset_signals())?;
+    step("starting a session", "", nix::unistd::setsid())?;
+    let null = step("opening", "/dev/null", File::options().read(true).write(true).open("/dev/null"))?;
+    step("setting up standard input", "", nix::unistd::dup2_stdin(&null))?;
+    step("setting up standard output", "", nix::unistd::dup2_stdout(output))?;
+    step("setting up standard error", "", nix::unistd::dup2_stderr(output))?;
+    #[allow(clippy::cast_possible_truncation)] // Permission bits fit.
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(plan.umask as libc::mode_t));
+    if let Some((jail, features)) = jail {
+        step("entering the jail", "", fruix_freebsd::attach_jail(jail.id))?;
+        if features.vnet && plan.network == (Network::Private { loopback: true }) {
+            step("bringing up the loopback interface", "", fruix_freebsd::loopback_up())?;
+        }
+    }
+    step("changing into", &plan.cwd, std::env::set_current_dir(&plan.cwd))?;
+    if let Identity::User(user) = &plan.identity {
+        let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
+        // Before FreeBSD 15 the first one is the effective group.
+        let groups: Vec<Gid> =
+            std::iter::once(gid).chain(user.groups.iter().map(|other| Gid::from_raw(*other)).filter(|other| *other != gid)).collect();
+        step("setting supplementary groups", "", setgroups(&groups))?;
+        step("setting the group", "", nix::unistd::setresgid(gid, gid, gid))?;
+        step("setting the user", "", nix::unistd::setresuid(uid, uid, uid))?;
+    }
+    if plan.personality.fixed_addresses {
+        step("fixing addresses", "", fruix_freebsd::fix_addresses())?;
+    }
+    if jail.is_some() {
+        step("giving up set-user-id programs", "", fruix_freebsd::no_new_privileges())?;
+    }
+    if matches!(plan.program, Program::Builtin { .. }) {
+        // A function of the daemon has a copy of its memory.
+        step("hiding memory", "", fruix_freebsd::forbid_tracing())?;
+    }
+    step("reporting", "", send(socket.as_fd(), &Word::Started { pid: Pid::this().as_raw() }, &[]))?;
+    sys::close_from(3);
+    let status = match &plan.program {
+        Program::Exec { path, args } => {
+            let why = exec(plan, path, args);
+            say(&[b"while setting up the child process: in phase exec: ".as_slice(), &why, b"\n"].concat());
+            CANNOT_RUN
+        }
+        Program::Builtin { name, input } => run_builtin(name, input, builtins),
+    };
+    sys::exit_now(status)
+}
+
+/// The plan without those files of the host that the builder could not read on the host. Through nullfs it reads with its own rights as well.
+fn readable(plan: &Plan) -> Done<Plan> {
+    let mut plan = plan.clone();
+    let Identity::User(user) = plan.identity.clone() else { return Ok(plan) };
+    if !plan.mounts.iter().any(|mount| matches!(mount, Mount::Bind { lookup: Lookup::AsBuilder, .. })) {
+        return Ok(plan);
+    }
+    let groups = step("reading groups", "", nix::unistd::getgroups())?;
+    let theirs: Vec<Gid> = std::iter::once(user.gid).chain(user.groups.iter().copied()).map(Gid::from_raw).collect();
+    let (uid, gid) = (nix::unistd::geteuid(), nix::unistd::getegid());
+    step("setting supplementary groups", "", setgroups(&theirs))?;
+    step("setting the group", "", setegid(Gid::from_raw(user.gid)))?;
+    step("setting the user", "", seteuid(Uid::from_raw(user.uid)))?;
+    plan.mounts.retain(|mount| match mount {
+        Mount::Bind { source, lookup: Lookup::AsBuilder, .. } => is_readable(source),
+        _ => true,
+    });
+    step("setting the user", "", seteuid(uid))?;
+    step("setting the group", "", setegid(gid))?;
+    step("setting supplementary groups", "", setgroups(&groups))?;
+    Ok(plan)
+}
+
+fn is_readable(path: &Path) -> bool {
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path);
+    file.and_then(|file| file.metadata()).is_ok_and(|metadata| metadata.is_file() && !metadata.file_type().is_fifo())
+}
