@@ -38,7 +38,7 @@ pub const REPLY_BYTES: u64 = 2 * 1024 * 1024 * 1024;
 
 /// Bytes of a client's that a session keeps while a handler works and does not read: what a client that does not
 /// wait for answers has sent ahead. Beyond that the socket's own buffer fills and the client waits.
-pub const READ_AHEAD: usize = 4 * 1024;
+pub const READ_AHEAD: usize = 16 * 1024;
 /// Bytes kept between the socket and the reader of a streamed body.
 pub const BODY_BUFFER: usize = 256 * 1024;
 /// What an idle session keeps of its buffers.

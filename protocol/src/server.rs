@@ -299,10 +299,12 @@ struct Feed<'a, T> {
     shared: &'a Shared,
 }
 
-impl<T: AsyncRead + Unpin> AsyncRead for Feed<'_, T> {
+impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Feed<'_, T> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut TaskContext<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if !this.shared.take(buf) {
+            // Answers that have been waiting for another one: the client may wait for them.
+            while let Poll::Ready(true) = this.shared.poll_write_once(&mut *this.stream, cx)? {}
             ready!(this.shared.poll_fill_once(&mut *this.stream, cx))?;
             this.shared.take(buf);
         }
@@ -343,13 +345,19 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Session<T> {
     async fn requests<S: Service>(&mut self, mut service: S, context: &Arc<Context>) -> Result<End, SessionError> {
         loop {
             self.shared.release();
-            let Some(code) = self.operation().await? else { return Ok(End::Closed) };
+            let Some(code) = self.operation().await? else {
+                // It may still read.
+                self.send(|_| {}).await?;
+                return Ok(End::Closed);
+            };
             // Boxed, so that a connection that waits for its next request costs none of what serving one does.
             let step = Box::pin(self.request(code, &mut service, context)).await?;
             match step {
                 Step::Next => {}
                 Step::Gone => return Ok(End::Disconnected),
                 Step::Close => {
+                    // What the session holds for its client ends now, not when the client has noticed.
+                    drop(service);
                     self.close().await;
                     return Ok(End::Refused);
                 }
@@ -429,11 +437,15 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Session<T> {
     async fn answer(&mut self, result: Result<Reply, OpError>, context: &Context) -> Result<Step, SessionError> {
         match result {
             Ok(reply) => {
-                self.send(|out| {
+                let fill = |out: &mut Vec<u8>| {
                     out.extend_from_slice(&STDERR_LAST.to_le_bytes());
                     reply.encode(&mut wire::Sink::new(out, context));
-                })
-                .await?;
+                };
+                if self.shared.may_wait() {
+                    self.shared.put(fill);
+                } else {
+                    self.send(fill).await?;
+                }
                 Ok(Step::Next)
             }
             Err(error) => {

@@ -23,6 +23,8 @@ struct Buffer {
     bytes: Vec<u8>,
     start: usize,
     end: usize,
+    /// The last read filled all the room that there was: the next one gets more.
+    hungry: bool,
 }
 
 impl Buffer {
@@ -47,8 +49,9 @@ impl Buffer {
             self.bytes.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
         }
-        if self.end == self.bytes.len() && self.end < limit {
-            let size = (self.end * 4).clamp(limits::IDLE_BUFFER, limit);
+        let more = self.end == self.bytes.len() || std::mem::take(&mut self.hungry);
+        if more && self.bytes.len() < limit {
+            let size = (self.bytes.len() * 4).clamp(limits::IDLE_BUFFER, limit);
             self.bytes.resize(size, 0);
         }
         let room = limit.saturating_sub(self.len());
@@ -276,6 +279,12 @@ impl Shared {
         count > 0
     }
 
+    /// Whether an answer may wait for the next one, since the client has already sent what follows.
+    pub(crate) fn may_wait(&self) -> bool {
+        let state = self.lock();
+        state.input.len() > 0 && state.output.len() < limits::IDLE_BUFFER * 16
+    }
+
     /// Reads from the client into the buffer: how much, 0 at the end. Pending also when the buffer is full.
     pub(crate) fn poll_fill_once<T: AsyncRead + Unpin>(&self, stream: &mut T, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let mut state = self.lock();
@@ -288,7 +297,9 @@ impl Shared {
         let mut buf = ReadBuf::new(spare);
         ready!(Pin::new(stream).poll_read(cx, &mut buf))?;
         let count = buf.filled().len();
+        let hungry = buf.remaining() == 0;
         state.input.end = state.input.end.saturating_add(count);
+        state.input.hungry = hungry;
         state.eof |= count == 0;
         state.full = false;
         state.waiting_since = None;

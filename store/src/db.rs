@@ -67,6 +67,12 @@ const EXTRA_COLUMNS: [(&str, &str); 3] = [("ultimate", "integer"), ("sigs", "tex
 /// Connections that the pool keeps for later; more are made when more threads ask at once.
 const IDLE_READERS: usize = 16;
 
+/// KiB of pages that each connection keeps. Only those that are in use fill theirs, the idle one that was used last first.
+const CACHE: i64 = 16 * 1024;
+
+/// Pages (of 4 KiB) in the log from which on whoever commits moves them to the database himself, should the thread that does so be late.
+const LONG_LOG: i64 = 16 * 1024;
+
 /// Statements that each connection keeps prepared; more than this crate has.
 const STATEMENTS: usize = 64;
 
@@ -75,6 +81,8 @@ pub(crate) struct Db {
     path: PathBuf,
     writer: Mutex<Writer>,
     readers: Mutex<Vec<Connection>>,
+    /// A connection of its own, so that nobody waits for what it does.
+    checkpointer: Mutex<Option<Connection>>,
 }
 
 /// The connection that writes.
@@ -113,6 +121,7 @@ fn connect(path: &Path, create: bool) -> rusqlite::Result<Connection> {
     // Else some statements are planned anew for each value that they are given.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     connection.pragma_update(None, "foreign_keys", true)?;
+    connection.pragma_update(None, "cache_size", -CACHE)?;
     Ok(connection)
 }
 
@@ -148,7 +157,7 @@ impl Db {
             match Self::try_open(path, durable) {
                 Ok(connection) => {
                     let writer = Mutex::new(Writer { connection, unsynced: false });
-                    return Ok(Db { path: path.to_owned(), writer, readers: Mutex::default() });
+                    return Ok(Db { path: path.to_owned(), writer, readers: Mutex::default(), checkpointer: Mutex::default() });
                 }
                 Err(source) if is_busy(&source) => pause(attempt),
                 Err(source) => {
@@ -186,7 +195,7 @@ impl Db {
         }
         // In WAL mode a power cut may lose the last commits, never their order: a path is lost, not half there.
         writer.pragma_update(None, "synchronous", if durable { "normal" } else { "off" })?;
-        writer.pragma_update(None, "wal_autocheckpoint", 4000)?;
+        writer.pragma_update(None, "wal_autocheckpoint", LONG_LOG)?;
         prepare_schema(&mut writer)?;
         Ok(writer)
     }
@@ -233,6 +242,38 @@ impl Db {
     /// [`Writer::write`] when nobody else writes.
     pub(crate) fn write<T>(&self, action: &'static str, change: impl FnMut(&Transaction<'_>) -> Result<T>) -> Result<T> {
         self.writer().write(action, change)
+    }
+
+    /// Moves what is in the log to the database, as far as nobody is in the way, and waits for the disk: so that those who commit need not.
+    pub(crate) fn checkpoint(&self) -> Result<()> {
+        let checkpoint = |connection: &Connection| connection.query_row("pragma wal_checkpoint(passive)", [], |_| Ok(()));
+        let mut slot = held(&self.checkpointer);
+        let connection = match &mut *slot {
+            Some(connection) => connection,
+            none => none.insert(connect(&self.path, false).map_err(Error::db("opening the database"))?),
+        };
+        checkpoint(connection).map_err(Error::db("moving the log to the database"))
+    }
+
+    /// Returns when all that was committed before is on the disk.
+    pub(crate) fn sync_log(&self) -> Result<()> {
+        let mut log = self.path.clone().into_os_string();
+        log.push("-wal");
+        let log = PathBuf::from(log);
+        // No lock of SQLite's is on this file, so that closing it again loses none.
+        match std::fs::File::open(&log) {
+            Ok(file) => file.sync_data().map_err(Error::io("syncing", log)),
+            // All of it is in the database.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(Error::io("opening file", log)(error)),
+        }
+    }
+
+    /// Gives the log's space back, as far as nobody is in the way.
+    pub(crate) fn truncate_log(&self) {
+        if let Err(error) = self.writer().connection.query_row("pragma wal_checkpoint(truncate)", [], |_| Ok(())) {
+            tracing::debug!(%error, "cannot truncate the write-ahead log");
+        }
     }
 
     /// Gives unused pages back to the file system, as `guix gc --vacuum-database`.

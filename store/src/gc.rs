@@ -45,14 +45,13 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use bstr::ByteSlice;
 use fruix_drv::StorePath;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, renameat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fchmod};
-use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, OptionalExtension, Transaction};
 
 use crate::failpoints::{Moment, point, step};
 use crate::fsutil::{self, kind, lstat_at, open_dir_at, permissions, remove_tree};
@@ -62,8 +61,11 @@ use crate::staging::{StagedDir, is_staging};
 use crate::temproots::{Claim, CollectionGuard, bury};
 use crate::{Error, Result, Store};
 
-/// Paths that are taken, and whose rows are deleted, at a time. Whoever wants one of them waits for all of them.
-const CHUNK: usize = 128;
+/// Paths that are taken at a time, and for which the disk is waited for once. Whoever wants one of them waits for all of them.
+const CHUNK: usize = 512;
+
+/// Paths whose rows are deleted in one transaction. Whoever adds something meanwhile waits for those.
+const ROWS: usize = 64;
 
 /// The suffixes of what lies beside a path while it is made.
 const COMPANIONS: [&[u8]; 2] = [b".lock", b".chroot"];
@@ -571,7 +573,6 @@ impl Store {
             max_freed: options.max_freed,
             threshold: if config.deduplicate { 2 } else { 1 },
             trash: None,
-            db: None,
             names: BTreeSet::new(),
             bytes_freed: 0,
             bytes_invalidated: 0,
@@ -739,8 +740,6 @@ struct Collector<'a, 'r> {
     threshold: u64,
     /// Where directories go first; `None` when it cannot be made.
     trash: Option<StagedDir>,
-    /// A connection of its own, whose transactions are on the disk when they are committed.
-    db: Option<Connection>,
     names: BTreeSet<Vec<u8>>,
     bytes_freed: u64,
     bytes_invalidated: u64,
@@ -871,27 +870,21 @@ impl Collector<'_, '_> {
     }
 
     fn truncate_log(&mut self) {
-        if let Some(db) = &self.db
-            && let Err(error) = db.query_row("pragma wal_checkpoint(truncate)", [], |_| Ok(()))
-        {
-            tracing::debug!(%error, "cannot truncate the write-ahead log");
-        }
+        self.store.db().truncate_log();
     }
 
+    /// Deletes the rows of a chunk. They are gone from the disk when this returns, and so stay gone whatever happens to the machine.
     fn transaction(&mut self, chunk: &[Item], graph: &Graph) -> Result<Vec<Row>> {
-        let action = "deleting valid paths";
         let prefix = format!("{}/", self.store.store_dir());
-        let db = match &mut self.db {
-            Some(db) => db,
-            None => self.db.insert(connect(self.store).map_err(Error::db(action))?),
-        };
-        loop {
-            match delete_rows(db, &prefix, chunk, graph) {
-                Err(error) if crate::db::is_busy(&error) => std::thread::sleep(Duration::from_millis(10)),
-                Err(error) => return Err(Error::db(action)(error)),
-                Ok(rows) => return Ok(rows),
-            }
+        let mut rows = Vec::with_capacity(chunk.len());
+        for part in chunk.chunks(ROWS) {
+            rows.extend(self.store.db().write("deleting valid paths", |db| delete_rows(db, &prefix, part, graph))?);
+            point::<rusqlite::Error>("gc::commit", Moment::After)?;
         }
+        if self.store.config().durable {
+            self.store.db().sync_log()?;
+        }
+        Ok(rows)
     }
 
     /// Deletes what is there of an item whose row is gone.
@@ -1021,45 +1014,30 @@ impl Collector<'_, '_> {
     }
 }
 
-/// A connection that writes, each of whose transactions is on the disk before files are touched.
-fn connect(store: &Store) -> rusqlite::Result<Connection> {
-    let path = store.config().db_dir.join("db.sqlite");
-    let db = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
-    db.busy_timeout(Duration::from_secs(3600))?;
-    db.pragma_update(None, "foreign_keys", true)?;
-    db.pragma_update(None, "synchronous", if store.config().durable { "full" } else { "off" })?;
-    Ok(db)
-}
-
-fn delete_rows(db: &mut Connection, prefix: &str, chunk: &[Item], graph: &Graph) -> rusqlite::Result<Vec<Row>> {
-    let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+/// Deletes rows of `chunk`, unless something has come to refer to them.
+fn delete_rows(db: &Transaction<'_>, prefix: &str, chunk: &[Item], graph: &Graph) -> Result<Vec<Row>> {
     let mut rows = Vec::with_capacity(chunk.len());
-    {
-        let mut delete = transaction.prepare_cached("delete from ValidPaths where id = ?1")?;
-        let mut find = transaction.prepare_cached("select 1 from ValidPaths where path = ?1")?;
-        for item in chunk {
-            let deleted = match item.node.and_then(|node| graph.ids.get(node as usize)) {
-                Some(id) => match delete.execute([id]) {
-                    Ok(0) => false,
-                    Ok(_) => true,
-                    // Something has come to refer to it.
-                    Err(error) if error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation) => {
-                        rows.push(Row::Kept);
-                        continue;
-                    }
-                    Err(error) => return Err(error),
-                },
-                None => false,
-            };
-            let valid = match (deleted, item.name.to_str()) {
-                (false, Some(name)) => find.query_row([format!("{prefix}{name}")], |_| Ok(())).optional()?.is_some(),
-                _ => false,
-            };
-            rows.push(if valid { Row::Kept } else { Row::Deleted });
-        }
+    let mut delete = db.prepare_cached("delete from ValidPaths where id = ?1")?;
+    let mut find = db.prepare_cached("select 1 from ValidPaths where path = ?1")?;
+    for item in chunk {
+        let deleted = match item.node.and_then(|node| graph.ids.get(node as usize)) {
+            Some(id) => match delete.execute([id]) {
+                Ok(0) => false,
+                Ok(_) => true,
+                Err(error) if error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation) => {
+                    rows.push(Row::Kept);
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
+            },
+            None => false,
+        };
+        let valid = match (deleted, item.name.to_str()) {
+            (false, Some(name)) => find.query_row([format!("{prefix}{name}")], |_| Ok(())).optional()?.is_some(),
+            _ => false,
+        };
+        rows.push(if valid { Row::Kept } else { Row::Deleted });
     }
     point::<rusqlite::Error>("gc::commit", Moment::Before)?;
-    transaction.commit()?;
-    point::<rusqlite::Error>("gc::commit", Moment::After)?;
     Ok(rows)
 }

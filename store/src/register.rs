@@ -148,10 +148,8 @@ impl Store {
             }
             batch.iter().try_for_each(|one| self.insert_together(db, &one.infos, &one.parsed))
         })?;
-        if note {
-            writer.unsynced = true;
-            self.inner.syncer.ring();
-        }
+        writer.unsynced |= note;
+        self.inner.syncer.ring();
         Ok(())
     }
 
@@ -160,7 +158,7 @@ impl Store {
         for info in infos {
             ids.push(self.insert(db, info, parsed.get(&info.path))?);
         }
-        let mut insert = db.prepare_cached("insert or replace into Refs (referrer, reference) values (?1, ?2)")?;
+        let mut insert = db.prepare_cached("insert or ignore into Refs (referrer, reference) values (?1, ?2)")?;
         for (info, referrer) in infos.iter().zip(ids) {
             for reference in &info.references {
                 insert.execute((referrer, self.valid_id(db, reference)?))?;
@@ -231,7 +229,13 @@ impl Store {
     /// # Errors
     /// [`Error::IncorrectOutput`], [`Error::NotValid`], [`Error::BadDerivation`], [`Error::BadName`].
     pub fn check_outputs(&self, path: &StorePath, drv: &Derivation) -> Result<()> {
-        self.check_outputs_among(path, drv, &Parsed::new())
+        self.check_outputs_among(path, drv, &Parsed::new())?;
+        // It is likely to be the next one's input, and need not be read back then. What it says follows from its path.
+        let mut load = |input: &StorePath| if input == path { Ok(drv.clone()) } else { self.read_derivation(input) };
+        self.drv_hashes().hash(self.store_dir(), path, &mut load).map(drop).map_err(|error| match error {
+            ModuloError::Load { source, .. } => source,
+            error => self.bad_derivation(path, error.to_string()),
+        })
     }
 
     fn check_outputs_among(&self, path: &StorePath, drv: &Derivation, parsed: &Parsed) -> Result<()> {

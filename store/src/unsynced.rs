@@ -94,6 +94,9 @@ impl Store {
                     tracing::error!(%error, "additions of the last second may get lost in a power cut");
                     store.inner.syncer.ring();
                 }
+                if let Err(error) = store.db().checkpoint() {
+                    tracing::warn!(%error, "the database's log grows");
+                }
             }
         };
         let started = std::thread::Builder::new().name("store-sync".to_owned()).spawn(run);
