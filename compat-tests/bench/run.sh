@@ -5,7 +5,7 @@
 # measured and how.  The tables go to standard output and to target/bench.md.
 #   FRUIXD=FILE          another fruixd than target/fruixd
 #   FRUIXD_FLAGS=...     further flags for it
-#   FRUIXD_ALSO=...      a second fruixd with these flags, as a third side
+#   FRUIXD_ALSO=...      flags of the third side, a fruixd that takes part in what adds: --sync-additions; empty for none
 #   FRUIXD_OTHER=FILE    a second fruixd that is another program, such as one with another C library
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
@@ -39,7 +39,8 @@ install "$(readlink -f "${FRUIXD:-$checkout/target/fruixd}")" "$work/fruixd"
 install "${FRUIX_BENCH:-$checkout/target/release/bench}" "$work/bench"
 sides=(--side "guix-daemon=$checkout/build-aux/enter-root $root guix-daemon"
   --side "fruixd${FRUIXD_FLAGS:+ $FRUIXD_FLAGS}=$work/fruixd ${FRUIXD_FLAGS:-}")
-[ -z "${FRUIXD_ALSO:-}" ] || sides+=(--side "fruixd $FRUIXD_ALSO=$work/fruixd $FRUIXD_ALSO")
+also=${FRUIXD_ALSO---sync-additions}
+[ -z "$also" ] || sides+=(--adding-side "fruixd $also=$work/fruixd ${FRUIXD_FLAGS:-} $also")
 if [ -n "${FRUIXD_OTHER:-}" ]; then
   install "$FRUIXD_OTHER" "$work/other"
   sides+=(--side "other fruixd=$work/other ${FRUIXD_FLAGS:-}")

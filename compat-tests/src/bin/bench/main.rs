@@ -45,6 +45,9 @@ struct Arguments {
     /// NAME=COMMAND: a side; the first is what the others are compared with. Spaces separate the command's words.
     #[arg(long = "side", required = true)]
     sides: Vec<String>,
+    /// The same for a side that takes part only in the workloads that add: B2, B5, B6.
+    #[arg(long = "adding-side")]
+    adding_sides: Vec<String>,
 }
 
 /// Turns of a workload on all sides; what the turns of a side share is made by `prepare` before the first.
@@ -96,7 +99,7 @@ fn main() -> Result<()> {
         return Err(format!("there is no workload {name}").into());
     }
     let mut sides = Vec::new();
-    for (i, side) in arguments.sides.iter().enumerate() {
+    for (i, side) in arguments.sides.iter().chain(&arguments.adding_sides).enumerate() {
         let (name, command) = side.split_once('=').ok_or("a side is NAME=COMMAND")?;
         sides.push(Side {
             name: name.to_owned(),
@@ -111,17 +114,18 @@ fn main() -> Result<()> {
     let nothing = |_: &mut Bench, _: &Side| Ok(());
     for name in known.iter().filter(|name| only.contains(**name)) {
         let mut tables = Vec::new();
+        let sides = if ["B2", "B5", "B6"].contains(name) { &sides } else { &sides[..arguments.sides.len()] };
         match *name {
             "B1" => {
-                tables.push(run(&arguments, &mut bench, &sides, "B1 connections", nothing, |bench, side, (), trace| {
+                tables.push(run(&arguments, &mut bench, sides, "B1 connections", nothing, |bench, side, (), trace| {
                     workloads::connections(bench, side, trace)
                 })?);
             }
             "B2" => {
-                tables.push(run(&arguments, &mut bench, &sides, "B2, B3 storm of derivations", nothing, |bench, side, (), trace| {
+                tables.push(run(&arguments, &mut bench, sides, "B2, B3 storm of derivations", nothing, |bench, side, (), trace| {
                     workloads::storm_of_one(bench, side, trace)
                 })?);
-                tables.push(run(&arguments, &mut bench, &sides, "B2 storm by many", nothing, |bench, side, (), trace| {
+                tables.push(run(&arguments, &mut bench, sides, "B2 storm by many", nothing, |bench, side, (), trace| {
                     workloads::storm_of_many(bench, side, trace)
                 })?);
             }
@@ -129,7 +133,7 @@ fn main() -> Result<()> {
                 tables.push(run(
                     &arguments,
                     &mut bench,
-                    &sides,
+                    sides,
                     "B4 queries",
                     |bench, side| workloads::prepare_queries(bench, side),
                     |bench, side, graph, trace| workloads::queries(bench, side, graph, trace),
@@ -137,20 +141,20 @@ fn main() -> Result<()> {
                 tables.push(run(
                     &arguments,
                     &mut bench,
-                    &sides,
+                    sides,
                     "B4 builds of what is built",
                     workloads::prepare_plan,
                     |_, side, derivations, trace| workloads::plan(side, derivations, trace),
                 )?);
             }
             "B5" => {
-                tables.push(run(&arguments, &mut bench, &sides, "B5 one big file", nothing, |bench, side, (), trace| {
+                tables.push(run(&arguments, &mut bench, sides, "B5 one big file", nothing, |bench, side, (), trace| {
                     workloads::big_file(bench, side, trace)
                 })?);
                 bench.big = None;
             }
             "B6" => {
-                tables.push(run(&arguments, &mut bench, &sides, "B6 small files", nothing, |bench, side, (), trace| {
+                tables.push(run(&arguments, &mut bench, sides, "B6 small files", nothing, |bench, side, (), trace| {
                     workloads::small_files(bench, side, trace)
                 })?);
                 bench.trees.clear();
@@ -159,7 +163,7 @@ fn main() -> Result<()> {
                 tables.push(run(
                     &arguments,
                     &mut bench,
-                    &sides,
+                    sides,
                     "B8 garbage",
                     |bench, side| workloads::prepare_rubbish(bench, side),
                     |_, side, rubbish, trace| workloads::collect(side, rubbish, trace),

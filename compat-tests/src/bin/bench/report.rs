@@ -156,3 +156,22 @@ impl Table {
         out
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ratios_say_how_much_better() {
+        let mut table = Table::default();
+        for (turn, (slow, fast)) in [(9.0, 2.0), (4.0, 1.0), (5.0, 0.5)].into_iter().enumerate() {
+            table.add(0, vec![figure("time", Unit::Seconds, slow), figure("rate", Unit::PerSecond, 10.0)]);
+            table.add(1, vec![figure("time", Unit::Seconds, fast), figure("rate", Unit::PerSecond, 5.0 + turn as f64)]);
+        }
+        table.add_syncs(1, BTreeMap::from([("fsync".to_owned(), 3)]));
+        let shown = table.show("B0", &["a".to_owned(), "b".to_owned()]);
+        assert!(shown.contains("| time | 5.00 s (4.00 s … 9.00 s) | 1.00 s (0.50 s … 2.00 s) | **5.00×** |"), "{shown}");
+        assert!(shown.contains("| rate | 10.0 /s (10.0 /s … 10.0 /s) | 6.00 /s (5.00 /s … 7.00 /s) | **0.60×** |"), "{shown}");
+        assert!(shown.contains("|  | fsync 3 | |"), "{shown}");
+    }
+}

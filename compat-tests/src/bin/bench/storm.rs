@@ -108,3 +108,33 @@ fn part_of_storm(dir: &StoreDir, count: usize, part: usize) -> Result<Vec<Text>>
     }
     Ok(texts)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn string(bytes: &[u8], at: &mut usize) -> Vec<u8> {
+        let length = u64::from_le_bytes(bytes[*at..*at + 8].try_into().unwrap()) as usize;
+        let found = bytes[*at + 8..*at + 8 + length].to_vec();
+        *at += 8 + length.next_multiple_of(8);
+        found
+    }
+
+    #[test]
+    fn a_storm_is_of_right_derivations() {
+        let dir = StoreDir::new("/frx/store");
+        let mut hashes = HashMap::new();
+        let mut checked = 0;
+        for text in storm(&dir, 200, 2).unwrap().iter().flatten().filter(|text| text.output.is_some()) {
+            let mut at = 8;
+            let name = String::from_utf8(string(&text.request.0, &mut at)).unwrap();
+            let drv = aterm::parse(&dir, &string(&text.request.0, &mut at)).unwrap();
+            let mut input = |path: &StorePath| hashes.get(path).copied().ok_or_else(|| std::io::Error::other("it comes later"));
+            fruix_drv::verify_output_paths(&dir, name.strip_suffix(".drv").unwrap(), &drv, &mut input).unwrap();
+            let hash = hash_derivation_modulo(&dir, &drv, &mut input).unwrap();
+            hashes.insert(dir.parse(&text.path).unwrap(), hash);
+            checked += 1;
+        }
+        assert_eq!(checked, 100);
+    }
+}

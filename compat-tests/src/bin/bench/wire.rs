@@ -55,15 +55,26 @@ pub(crate) struct Connection {
 
 impl Connection {
     pub(crate) fn open(socket: &Path) -> Result<Self> {
-        let mut this = Self { stream: UnixStream::connect(socket)?, buffer: vec![0; 1 << 14], begin: 0, end: 0 };
-        this.send(&MAGIC_CLIENT.to_le_bytes())?;
-        if this.word()? != MAGIC_DAEMON {
-            return Err("this is no daemon".into());
-        }
-        this.word()?;
-        this.send(&Request::new(VERSION).word(0).word(0).0)?;
+        let mut this = Self::begin(socket)?;
+        this.greet()?;
         this.done()?;
         Ok(this)
+    }
+
+    /// Connects and says the first word; then comes [`Connection::greet`], then [`Connection::done`].
+    pub(crate) fn begin(socket: &Path) -> Result<Self> {
+        let mut this = Self { stream: UnixStream::connect(socket)?, buffer: vec![0; 1 << 14], begin: 0, end: 0 };
+        this.send(&MAGIC_CLIENT.to_le_bytes())?;
+        Ok(this)
+    }
+
+    /// Hears the daemon's greeting and says the rest of ours.
+    pub(crate) fn greet(&mut self) -> Result<()> {
+        if self.word()? != MAGIC_DAEMON {
+            return Err("this is no daemon".into());
+        }
+        self.word()?;
+        self.send(&Request::new(VERSION).word(0).word(0).0)
     }
 
     /// A second handle for writing while this one reads.

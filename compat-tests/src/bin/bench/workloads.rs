@@ -122,45 +122,48 @@ pub(crate) fn connections(bench: &Bench, side: &Side, trace: bool) -> Result<Tur
     }
     let mut figures = latencies("one client after another", times);
     for count in &bench.sizes.connections {
-        quiet(&daemon, 2);
-        let before = daemon.memory();
-        let barrier = Barrier::new(count + 1);
-        let open = Barrier::new(count + 1);
-        let (times, memory, peak) = std::thread::scope(|scope| -> Result<_> {
-            let mut handles = Vec::new();
-            for _ in 0..*count {
-                let body = || -> Result<(Instant, Instant)> {
-                    barrier.wait();
-                    let begin = Instant::now();
-                    let connection = client();
-                    let end = Instant::now();
-                    open.wait();
-                    open.wait();
-                    drop(connection?);
-                    Ok((begin, end))
-                };
-                handles.push(std::thread::Builder::new().stack_size(128 << 10).spawn_scoped(scope, body)?);
-            }
-            barrier.wait();
-            open.wait();
-            let (memory, peak) = (daemon.memory(), peak(&daemon));
-            open.wait();
-            let times: Result<Vec<_>> =
-                handles.into_iter().map(|handle| handle.join().unwrap_or_else(|_| Err("a client's thread died".into()))).collect();
-            Ok((times?, memory, peak))
-        })?;
-        let begin = times.iter().map(|(begin, _)| *begin).min().ok_or("no client")?;
-        let end = times.iter().map(|(_, end)| *end).max().ok_or("no client")?;
-        figures.push(rate(format!("{count} clients at once"), *count, end - begin));
-        figures.extend(latencies(&format!("each of {count} clients at once"), times.iter().map(|(_, end)| *end - begin).collect()));
+        let mut times = Vec::new();
+        let mut left = None;
+        // As many clients again and again until it is enough to take a median of.
+        for _ in 0..(1000 / count).max(1) {
+            drop(left.take());
+            quiet(&daemon, 2);
+            let before = daemon.memory();
+            let begin = Instant::now();
+            let clients = at_once(&daemon.socket, *count, &query)?;
+            times.push(begin.elapsed());
+            left = Some((clients, before));
+        }
+        let Some((clients, before)) = left else { continue };
+        times.sort_unstable();
+        figures.push(rate(format!("{count} clients at once"), *count, times[times.len() / 2]));
         figures.push(figure(
             format!("memory for each of {count} idle connections"),
             Unit::KiB,
-            memory.saturating_sub(before) as f64 / *count as f64,
+            daemon.memory().saturating_sub(before) as f64 / *count as f64,
         ));
+        let peak = peak(&daemon);
         figures.push(Figure { name: format!("{} with {count}", peak.name), ..peak });
+        drop(clients);
     }
+    quiet(&daemon, 2);
     Ok((figures, daemon.stop()?))
+}
+
+/// Clients who all take each step before any takes the next, so that the daemon has all of them to serve at the same time.
+fn at_once(socket: &Path, count: usize, query: &Request) -> Result<Vec<Connection>> {
+    let clients: Result<Vec<Connection>> = (0..count).map(|_| Connection::begin(socket)).collect();
+    let mut clients = clients?;
+    clients.iter_mut().try_for_each(Connection::greet)?;
+    let options = set_options();
+    for request in [&options, query] {
+        for client in &mut clients {
+            client.done()?;
+            client.send(&request.0)?;
+        }
+    }
+    clients.iter_mut().try_for_each(|client| client.skip("w"))?;
+    Ok(clients)
 }
 
 /// Waits until processes of former clients have ended.
