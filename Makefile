@@ -10,6 +10,14 @@ CARGO ?= cargo
 scripts = pre-inst-env .ci/run $(filter-out build-aux/bin %.scm,$(wildcard build-aux/*)) build-aux/bin/fruix \
   examples/debian/relocate.sh $(shell find compat-tests -name '*.sh')
 
+# What a daemon must endure: taken over, asked by many, collecting all the time, attacked.  Some 25 minutes; scenarios-short is part of
+# `make check' and takes two.
+scenarios: roots
+	./compat-tests/scenarios/run.sh
+
+scenarios-short: roots
+	./compat-tests/scenarios/run.sh --short
+
 # What takes longer or more disk than `make check' may: the daemon's memory with big additions, and every script of the
 # differential runner with both clients.
 heavy: roots
@@ -27,10 +35,10 @@ CRASH ?= 100
 crash: prepare
 	FRUIXD_CRASH=$(CRASH) $(CARGO) test --locked -p fruixd --test crash -- --nocapture --test-threads 2
 
-.PHONY: bench crash check heavy prepare format lint test doc licences scripts roots main-job
+.PHONY: bench crash check scenarios scenarios-short heavy prepare format lint test doc licences scripts roots main-job
 
 check: SECONDS_AT_START := $(shell date +%s)
-check: prepare format lint test doc licences scripts main-job
+check: prepare format lint test doc licences scripts main-job scenarios-short
 	@echo "make check: all passed in $$(($$(date +%s) - $(SECONDS_AT_START))) s"
 
 # Packages of the machine itself.  A cargo is needed beforehand: see build-aux/build-fruixd.
