@@ -21,6 +21,10 @@ if [ -z "${FRUIX_BENCH_NO_BUILD:-}" ]; then
 fi
 root=$("$checkout/build-aux/provision" frontend)
 
+# Two at once would measure each other.
+exec 8>"$FRUIX_CACHE/bench.lock"
+flock -n 8 || { say "waiting for another run on this machine"; flock 8; }
+
 work=$(mktemp -d "${FRUIX_BENCH_STORES:-/var/tmp}/fruix-bench.XXXXXX")
 inside=
 clean_up() {
@@ -58,7 +62,7 @@ unshare --mount --pid --fork --kill-child --mount-proc --propagation private /bi
   mount --bind "$work/stores" /frx && ulimit -n 16384 || exit
   # No exec: the namespace needs a first process that reaps what guix-daemon leaves.
   "$work/bench" --root=/frx --out="$work/tables" "$@"
-  exit' bench "$work" "${sides[@]}" "$@" </dev/null &
+  exit' bench "$work" "${sides[@]}" "$@" </dev/null 8>&- &
 inside=$!
 wait "$inside"
 inside=
