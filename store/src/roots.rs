@@ -65,6 +65,9 @@ fn unless_out_of_reach<T: Default>(result: io::Result<T>, path: &Path) -> Result
         Ok(value) => Ok(value),
         Err(error) => match error.raw_os_error() {
             Some(nix::libc::ENOENT | nix::libc::ESRCH | nix::libc::EACCES | nix::libc::EPERM | nix::libc::ENOTDIR) => Ok(T::default()),
+            // Anybody can be where the name is longer than the system tells, which must not keep us from collecting. What is that deep in a store
+            // stays as long as it is open.
+            Some(nix::libc::ENAMETOOLONG) => Ok(T::default()),
             _ => Err(Error::io("reading", path)(error)),
         },
     }
