@@ -147,6 +147,9 @@ struct AudienceState {
     widened: bool,
     /// What a listener who comes late must hear first: which build the output belongs to.
     started: Option<Vec<u8>>,
+    /// What is to be kept alive for all listeners, and for which of them it is already.
+    keeps: Vec<StorePath>,
+    rooted: BTreeSet<u64>,
     closed: bool,
 }
 
@@ -164,6 +167,8 @@ impl Audience {
                 wanted: wanted.clone(),
                 widened: false,
                 started: None,
+                keeps: Vec::new(),
+                rooted: BTreeSet::new(),
                 closed: false,
             }),
         })
@@ -191,8 +196,14 @@ impl Audience {
 
     /// Tells all that a build has begun, and whoever comes later too.
     pub fn started(&self, line: String) {
-        self.trace(&line);
-        lock(&self.state).started = Some(line.into_bytes());
+        // Whoever is a listener by now is told here, whoever is not when he joins.
+        let mut state = lock(&self.state);
+        state.started = Some(line.clone().into_bytes());
+        let listeners: Vec<_> = state.listeners.values().filter_map(Weak::upgrade).collect();
+        for requester in &listeners {
+            requester.trace(line.as_bytes());
+        }
+        drop(state);
     }
 
     /// Forgets the build that [`Audience::started`] told of.
@@ -232,11 +243,24 @@ impl Audience {
         }
     }
 
-    /// Keeps `paths` alive for as long as any listener's session lives.
-    async fn root_for_all(&self, paths: &[&StorePath]) -> Result<(), Error> {
+    /// Says what the goal needs and makes, to be kept alive for as long as any listener's session lives.
+    fn keeps(&self, paths: Vec<StorePath>) {
+        let mut state = lock(&self.state);
+        if state.keeps != paths {
+            state.keeps = paths;
+            state.rooted.clear();
+        }
+    }
+
+    /// Keeps that alive for all who listen by now.
+    async fn root_for_all(&self) -> Result<(), Error> {
+        let paths = lock(&self.state).keeps.clone();
         for requester in self.listeners() {
-            if let Some(roots) = requester.roots() {
-                keep(roots, paths.iter().copied()).await?;
+            if let Some(roots) = requester.roots()
+                && !lock(&self.state).rooted.contains(&requester.id)
+            {
+                keep(roots, &paths).await?;
+                lock(&self.state).rooted.insert(requester.id);
             }
         }
         Ok(())
@@ -645,11 +669,18 @@ impl Inner {
             let mut slot = None;
             match self.attempt(drv_path, mode, audience, &roots, way, depth, &mut slot).await {
                 Ok(result) => {
-                    let mut state = lock(&audience.state);
-                    if std::mem::take(&mut state.widened) && matches!(result.outcome, Outcome::Success) {
-                        continue;
+                    let success = matches!(result.outcome, Outcome::Success);
+                    {
+                        let mut state = lock(&audience.state);
+                        if std::mem::take(&mut state.widened) && success {
+                            continue;
+                        }
+                        state.closed = true;
                     }
-                    state.closed = true;
+                    // Nobody joins any more. Those who have since the work began count on the outputs as the others do, also when our roots are gone.
+                    if success && let Err(error) = audience.root_for_all().await {
+                        return (GoalResult::fatal(&error), slot);
+                    }
                     return (result, slot);
                 }
                 Err(error) => return (GoalResult::fatal(&error), slot),
@@ -675,9 +706,10 @@ impl Inner {
             return Ok(GoalResult::failed());
         }
         let drv = Arc::new(self.read_derivation(drv_path).await?);
-        let kept: Vec<&StorePath> = std::iter::once(drv_path).chain(drv.output_paths()).collect();
-        keep(roots, kept.iter().copied()).await?;
-        audience.root_for_all(&kept).await?;
+        let kept: Vec<StorePath> = std::iter::once(drv_path).chain(drv.output_paths()).cloned().collect();
+        keep(roots, &kept).await?;
+        audience.keeps(kept);
+        audience.root_for_all().await?;
         let wanted = {
             let mut state = lock(&audience.state);
             state.widened = false;
@@ -1007,6 +1039,57 @@ mod tests {
         assert!(soon(&slots, "b", vec![(Some(1), 1)]).await.is_some());
         drop((other, shared));
         assert!(lock(&slots.state).running.is_empty());
+    }
+
+    struct Nowhere;
+
+    impl crate::requester::LineSink for Nowhere {
+        fn send(&self, _: &[u8]) {}
+    }
+
+    #[tokio::test]
+    async fn what_is_built_is_kept_for_those_who_came_later_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        let store_dir = fruix_drv::StoreDir::new(root.join("store").to_str().unwrap());
+        let store = Store::open(fruix_store::Config::new(store_dir, root.join("var"))).unwrap();
+        let client = |id| {
+            let options = crate::options::ClientOptions {
+                keep_failed: false,
+                keep_going: false,
+                verbosity: 0,
+                build_verbosity: 0,
+                print_build_trace: false,
+                multiplexed: false,
+                extended_trace: false,
+                max_jobs: 1,
+                cores: 1,
+                max_silent_time: 0,
+                timeout: 0,
+                rounds: 1,
+                max_log_size: 0,
+            };
+            Requester::new(id, options, None, Box::new(Nowhere), Some(Arc::new(store.temp_roots())))
+        };
+        let (first, second) = (client(1), client(2));
+        let built = store.add_text(first.roots().unwrap(), "built", b"built", &BTreeSet::new()).unwrap();
+        let audience = Audience::nobody();
+        audience.add_listener(&first);
+        audience.keeps(vec![built.clone()]);
+        audience.root_for_all().await.unwrap();
+        audience.add_listener(&second);
+        audience.root_for_all().await.unwrap();
+        let collect = || {
+            let options =
+                fruix_store::GcOptions { action: fruix_store::GcAction::DeleteDead, paths_to_delete: Vec::new(), max_freed: u64::MAX };
+            let roots = fruix_store::ProcRoots::default();
+            store.collect_garbage(&options, &roots, &mut |_, _| {}, &std::sync::atomic::AtomicBool::new(false)).unwrap();
+            store.is_valid(&built).unwrap()
+        };
+        drop(first);
+        assert!(collect());
+        drop(second);
+        assert!(!collect());
     }
 
     #[tokio::test]

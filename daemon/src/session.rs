@@ -58,6 +58,7 @@ pub async fn serve(
     let settings = wire::Settings {
         handshake_timeout: Some(HANDSHAKE),
         stall_timeout: Some(STALL),
+        room: share.room(),
         ..wire::Settings::new(shared.settings.store_dir.clone())
     };
     let wire_peer = wire::Peer { trusted: shared.trusts(&peer), remote: peer.remote };

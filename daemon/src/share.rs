@@ -1,4 +1,4 @@
-//! What one user may take of what all users share: connections, and threads that block.
+//! What one user may take of what all users share: connections, threads that block, and memory for requests.
 //!
 //! A client that sends an archive a byte at a time holds a thread for as long as it likes, and an idle one a descriptor. No user gets so many of
 //! either that others are left without. Whoever is trusted is not counted.
@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use fruix_protocol::wire::Room;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Connections of one user at once, at the most: a quarter of the daemon's descriptors if that is less.
@@ -18,6 +19,7 @@ pub const THREADS: usize = 128;
 pub struct Share {
     sessions: Arc<Semaphore>,
     threads: Arc<Semaphore>,
+    room: Room,
 }
 
 /// The parts of all users with connections.
@@ -42,7 +44,11 @@ impl Shares {
             Some(share) => share,
             None => {
                 users.retain(|_, share| share.strong_count() > 0);
-                let share = Share { sessions: Arc::new(Semaphore::new(self.sessions)), threads: Arc::new(Semaphore::new(THREADS)) };
+                let share = Share {
+                    sessions: Arc::new(Semaphore::new(self.sessions)),
+                    threads: Arc::new(Semaphore::new(THREADS)),
+                    room: Room::new(),
+                };
                 let share = Arc::new(share);
                 users.insert(uid, Arc::downgrade(&share));
                 share
@@ -70,6 +76,12 @@ impl Session {
     #[must_use]
     pub fn uncounted() -> Session {
         Session { share: None, _session: None }
+    }
+
+    /// Memory for larger requests, shared with the user's other connections; `None` for as much as it likes.
+    #[must_use]
+    pub fn room(&self) -> Option<Room> {
+        self.share.as_ref().map(|share| share.room.clone())
     }
 
     /// Waits for leave to block a thread; to be held until the thread is done, whoever still waits for it.

@@ -31,6 +31,15 @@ pub const MESSAGE: usize = 16 * 1024 * 1024;
 pub const REQUEST_ITEMS: u64 = 256 * 1024;
 /// Most bytes of strings in one request, all fields taken together; a body that is streamed does not count.
 pub const REQUEST_BYTES: u64 = 40 * 1024 * 1024;
+/// Bytes of strings that any request may have at any time. A larger one takes room that connections share, of which there is
+/// for [`MEDIUM_REQUESTS`] up to [`MEDIUM_REQUEST`] and for [`LARGE_REQUESTS`] beyond; others wait for their turn.
+pub const SMALL_REQUEST: u64 = 64 * 1024;
+/// Bytes of strings in a request that is not large.
+pub const MEDIUM_REQUEST: u64 = 1024 * 1024;
+/// Requests of up to [`MEDIUM_REQUEST`] bytes at a time.
+pub const MEDIUM_REQUESTS: usize = 16;
+/// Requests of more than [`MEDIUM_REQUEST`] bytes at a time.
+pub const LARGE_REQUESTS: usize = 1;
 /// Most items in one collection of a reply; daemons list whole stores.
 pub const REPLY_ITEMS: u64 = 16 * 1024 * 1024;
 /// Most bytes of strings in one reply.

@@ -35,7 +35,7 @@ use crate::{
     nar,
     ops::{Operation, Reply, Request, Service, Stage, Stream, Who, dispatch},
     shared::Shared,
-    wire::{self, Context, MAGIC_CLIENT, MAGIC_DAEMON, STDERR_ERROR, STDERR_LAST, Source, Version},
+    wire::{self, Context, MAGIC_CLIENT, MAGIC_DAEMON, Room, STDERR_ERROR, STDERR_LAST, Source, Version},
 };
 
 pub use crate::shared::{Alive, BlockingBody, BlockingTunnelReader, BlockingTunnelWriter, Body, Log, TunnelReader, TunnelWriter};
@@ -119,12 +119,14 @@ pub struct Settings {
     /// How long what a client still sends is read and dropped after an error that ends the connection, so that it
     /// comes to read the error instead of dying of a broken pipe.
     pub linger: Duration,
+    /// What this connection shares with others for its larger requests. `None`: as much as it likes.
+    pub room: Option<Room>,
 }
 
 impl Settings {
-    /// Settings without timeouts, with a linger of 5 seconds.
+    /// Settings without timeouts and room, with a linger of 5 seconds.
     pub fn new(store_dir: StoreDir) -> Self {
-        Settings { store_dir, handshake_timeout: None, stall_timeout: None, linger: Duration::from_secs(5) }
+        Settings { store_dir, handshake_timeout: None, stall_timeout: None, linger: Duration::from_secs(5), room: None }
     }
 }
 
@@ -237,7 +239,14 @@ where
     S: Service,
     F: Future<Output = Result<S, OpError>> + Send,
 {
-    let mut session = Session { stream, shared: Arc::new(Shared::default()), peer, stall: settings.stall_timeout, linger: settings.linger };
+    let mut session = Session {
+        stream,
+        shared: Arc::new(Shared::default()),
+        peer,
+        stall: settings.stall_timeout,
+        linger: settings.linger,
+        room: settings.room.clone(),
+    };
     let hello = within(settings.handshake_timeout, "shaking hands", session.handshake()).await?;
     let context = Arc::new(Context { store_dir: settings.store_dir.clone(), version: hello.version });
     let opened = if hello.version < Version::GUIX_MIN {
@@ -279,6 +288,7 @@ struct Session<T> {
     peer: Peer,
     stall: Option<Duration>,
     linger: Duration,
+    room: Option<Room>,
 }
 
 impl<T> fmt::Debug for Session<T> {
@@ -398,15 +408,15 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Session<T> {
             return self.refuse(OpError::new(denial.message)).await;
         }
 
-        let stall = self.stall;
+        let (stall, room) = (self.stall, self.room.clone());
         let decoded = within(stall, "reading a request", async {
             let mut feed = self.feed();
-            let mut source = Source::request(&mut feed, context);
+            let mut source = Source::request(&mut feed, context).in_room(room.as_ref());
             let request = Request::decode(operation, &mut source).await;
-            Ok(request.map(|request| (request, source.take_impossible())))
+            Ok(request.map(|request| (request, source.take_impossible(), source.take_held())))
         })
         .await?;
-        let (request, impossible) = match decoded {
+        let (request, impossible, held) = match decoded {
             Ok(decoded) => decoded,
             Err(wire::Error::Io { what, source }) => return Err(SessionError::Lost { what, source }),
             Err(wire::Error::Truncated { what }) => return Err(lost(what)(io::ErrorKind::UnexpectedEof.into())),
@@ -424,6 +434,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Session<T> {
             return self.answer(operation.impossible(&path), context).await;
         }
 
+        // A build may take for ever.
+        let _held = (operation != Operation::BuildPaths).then_some(held);
         let number = self.shared.start(info.stream);
         let mut work = Work { shared: self.shared.clone(), operation: number, context: context.clone(), peer: self.peer };
         let handler = dispatch(service, request, &mut work);

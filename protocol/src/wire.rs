@@ -10,12 +10,16 @@ use std::{
     future::Future,
     io,
     pin::pin,
+    sync::Arc,
     task::{Context as TaskContext, Poll, Waker},
 };
 
 use bstr::{BString, ByteSlice};
 use fruix_drv::StoreDir;
-use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt},
+    sync::{OwnedSemaphorePermit, Semaphore},
+};
 
 use crate::{limits, nar::padding_of, sample::Samples};
 
@@ -205,6 +209,37 @@ pub fn put_string(out: &mut Vec<u8>, bytes: &[u8]) {
     out.extend_from_slice([0; 8].get(..padding_of(length)).unwrap_or_default());
 }
 
+/// Memory for requests that are larger than most, shared by several connections: all those of one user.
+///
+/// The fields of a request may come as slowly as the client likes, and one that is nearly complete takes as much memory as a
+/// complete one. So a client waits before it is read on, until others of the same room are done. Nobody waits for a
+/// smaller part while he holds a larger one, so somebody can always go on.
+#[derive(Debug, Clone)]
+pub struct Room {
+    medium: Arc<Semaphore>,
+    large: Arc<Semaphore>,
+}
+
+impl Room {
+    /// Room for [`limits::MEDIUM_REQUESTS`] and [`limits::LARGE_REQUESTS`].
+    pub fn new() -> Self {
+        Room { medium: Arc::new(Semaphore::new(limits::MEDIUM_REQUESTS)), large: Arc::new(Semaphore::new(limits::LARGE_REQUESTS)) }
+    }
+}
+
+impl Default for Room {
+    fn default() -> Self {
+        Room::new()
+    }
+}
+
+/// The part of a [`Room`] that a request takes, until it is dropped.
+#[derive(Debug, Default)]
+pub struct Held {
+    medium: Option<OwnedSemaphorePermit>,
+    large: Option<OwnedSemaphorePermit>,
+}
+
 /// Where values are read from: a stream, seen through the bounds of one message.
 pub struct Source<'a> {
     reader: &'a mut (dyn AsyncRead + Unpin + Send),
@@ -212,6 +247,8 @@ pub struct Source<'a> {
     max_items: u64,
     budget: u64,
     impossible: Option<BString>,
+    room: Option<&'a Room>,
+    held: Held,
 }
 
 impl fmt::Debug for Source<'_> {
@@ -224,13 +261,24 @@ impl<'a> Source<'a> {
     /// Reads one request from a client that nobody trusts with memory.
     pub fn request(reader: &'a mut (dyn AsyncRead + Unpin + Send), context: &'a Context) -> Self {
         let (max_items, budget) = (limits::REQUEST_ITEMS, limits::REQUEST_BYTES);
-        Source { reader, context, max_items, budget, impossible: None }
+        Source { reader, context, max_items, budget, impossible: None, room: None, held: Held::default() }
     }
 
     /// Reads one reply of a daemon, which may list a whole store.
     pub fn reply(reader: &'a mut (dyn AsyncRead + Unpin + Send), context: &'a Context) -> Self {
         let (max_items, budget) = (limits::REPLY_ITEMS, limits::REPLY_BYTES);
-        Source { reader, context, max_items, budget, impossible: None }
+        Source { reader, context, max_items, budget, impossible: None, room: None, held: Held::default() }
+    }
+
+    /// The same for a request whose memory is taken from `room`.
+    pub fn in_room(mut self, room: Option<&'a Room>) -> Self {
+        self.room = room;
+        self
+    }
+
+    /// What was taken of the room so far.
+    pub fn take_held(&mut self) -> Held {
+        std::mem::take(&mut self.held)
     }
 
     /// What the decoding depends on.
@@ -267,6 +315,7 @@ impl<'a> Source<'a> {
             _ => return Err(Error::TooLong { what, length, limit }),
         };
         self.charge(length)?;
+        self.make_room().await;
         let mut bytes = Vec::new();
         while bytes.len() < size {
             let have = bytes.len();
@@ -311,6 +360,19 @@ impl<'a> Source<'a> {
         let cost = length.checked_add(16).ok_or(Error::Budget)?;
         self.budget = self.budget.checked_sub(cost).ok_or(Error::Budget)?;
         Ok(())
+    }
+
+    /// Waits until the room has a part for what was charged.
+    async fn make_room(&mut self) {
+        let Some(room) = self.room else { return };
+        let charged = limits::REQUEST_BYTES.saturating_sub(self.budget);
+        // The semaphores are never closed.
+        if charged > limits::SMALL_REQUEST && self.held.medium.is_none() {
+            self.held.medium = Arc::clone(&room.medium).acquire_owned().await.ok();
+        }
+        if charged > limits::MEDIUM_REQUEST && self.held.large.is_none() {
+            self.held.large = Arc::clone(&room.large).acquire_owned().await.ok();
+        }
     }
 
     async fn fill(&mut self, buf: &mut [u8], what: &'static str) -> Result<(), Error> {
@@ -364,4 +426,29 @@ pub fn is_in_store(path: &[u8], store_dir: &StoreDir) -> bool {
     path.strip_prefix(store_dir.as_str().as_bytes())
         .and_then(|rest| rest.strip_prefix(b"/"))
         .is_some_and(|name| !name.is_empty() && name.find_byte(b'/').is_none())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn large_requests_of_one_room_wait_for_each_other() {
+        let (room, context) = (Room::new(), Context { store_dir: StoreDir::new("/s"), version: Version::GUIX_1_100 });
+        let (mut large, mut small) = (Vec::new(), Vec::new());
+        put_string(&mut large, &vec![b'x'; 2 << 20]);
+        put_string(&mut small, &vec![b'x'; 60_000]);
+        let read = async |bytes: &[u8]| {
+            let mut bytes = bytes;
+            let mut source = Source::request(&mut bytes, &context).in_room(Some(&room));
+            let read = source.bytes(limits::TEXT, "a text");
+            tokio::time::timeout(std::time::Duration::from_millis(100), read).await.ok()?.ok()?;
+            Some(source.take_held())
+        };
+        let first = read(&large).await.unwrap();
+        assert!(read(&large).await.is_none());
+        assert!(read(&small).await.is_some());
+        drop(first);
+        assert!(read(&large).await.is_some());
+    }
 }
