@@ -35,10 +35,19 @@ CRASH ?= 100
 crash: prepare
 	FRUIXD_CRASH=$(CRASH) $(CARGO) test --locked -p fruixd --test crash -- --nocapture --test-threads 2
 
-.PHONY: bench crash check scenarios scenarios-short heavy prepare format lint test doc licences scripts roots main-job
+# Random sequences of operations against guix-daemon and fruixd until they disagree, TIME seconds of them; random-short is part of
+# `make check': what was found before, and half a minute of the same sequences each time.
+TIME ?= 3600
+random: roots
+	./compat-tests/random/run.sh --time=$(TIME)
+
+random-short: roots
+	./compat-tests/random/run.sh --time=30 --seed=1
+
+.PHONY: bench crash check random random-short scenarios scenarios-short heavy prepare format lint test doc licences scripts roots main-job
 
 check: SECONDS_AT_START := $(shell date +%s)
-check: prepare format lint test doc licences scripts main-job scenarios-short
+check: prepare format lint test doc licences scripts main-job scenarios-short random-short
 	@echo "make check: all passed in $$(($$(date +%s) - $(SECONDS_AT_START))) s"
 
 # Packages of the machine itself.  A cargo is needed beforehand: see build-aux/build-fruixd.

@@ -61,6 +61,12 @@ pub enum Wanted {
 }
 
 impl Wanted {
+    /// Those of these names; all when there are none, as upstream has it.
+    pub fn of(names: impl IntoIterator<Item = String>) -> Wanted {
+        let names: BTreeSet<String> = names.into_iter().collect();
+        if names.is_empty() { Wanted::All } else { Wanted::Some(names) }
+    }
+
     fn includes(&self, name: &str) -> bool {
         match self {
             Wanted::All => true,
@@ -721,6 +727,9 @@ impl Inner {
                 invalid.insert(output.path.clone());
             }
         }
+        if let Some(result) = self.failed_before(&invalid, &shown, audience)? {
+            return Ok(result);
+        }
         match mode {
             BuildMode::Normal if invalid.is_empty() => return Ok(GoalResult::success()),
             BuildMode::Repair if invalid.is_empty() => return self.repair_closure(drv_path, &drv, &wanted, audience, way, depth).await,
@@ -728,9 +737,6 @@ impl Inner {
                 return Err(Error::request(format!("`{shown}' is missing outputs; build it normally before using `--check'")));
             }
             _ => {}
-        }
-        if let Some(result) = self.failed_before(&invalid, &shown, audience)? {
-            return Ok(result);
         }
         if let Some(result) = self.realise_inputs(&drv, mode, &shown, audience, way, depth).await? {
             return Ok(result);
@@ -919,7 +925,7 @@ impl Inner {
         let mut waiting = tokio::task::JoinSet::new();
         let mut interests = Vec::new();
         for (index, (input, outputs)) in drv.input_drvs.iter().enumerate() {
-            let child = self.join(input, mode, &Wanted::Some(outputs.clone()), depth.saturating_add(1), &audience.listeners());
+            let child = self.join(input, mode, &Wanted::of(outputs.iter().cloned()), depth.saturating_add(1), &audience.listeners());
             audience.adopt(Arc::clone(&child));
             interests.push(Some(Interest::new(&child.interested)));
             waiting.spawn(async move { (index, child.wait().await) });

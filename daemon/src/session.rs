@@ -128,7 +128,7 @@ impl Session {
         }
         let wanted = match outputs {
             None => Wanted::All,
-            Some(names) => Wanted::Some(names.split_str(",").map(|name| name.to_str_lossy().into_owned()).collect()),
+            Some(names) => Wanted::of(names.split_str(",").filter(|name| !name.is_empty()).map(|name| name.to_str_lossy().into_owned())),
         };
         Ok(Target::Derivation(path, wanted))
     }
