@@ -13,6 +13,7 @@ use fruix_protocol::nar::{Event, Reader, Writer};
 
 use crate::failpoints::Writes;
 use crate::fsutil::{Place, remove_tree};
+use crate::hashing::Hashers;
 use crate::info::row_id;
 use crate::links;
 use crate::nar_fs::{create_file, finish_file, restore_at};
@@ -32,9 +33,6 @@ const TYPE_TOKEN: std::ops::Range<usize> = 64..73;
 
 /// Bytes that are copied at once.
 const CHUNK: usize = 128 * 1024;
-
-/// Bytes that are hashed at once.
-const HASHED_AT_ONCE: usize = 16 * 1024;
 
 /// The step in which an archive is written to a file.
 const SPOOL: &str = "add::spool";
@@ -103,8 +101,8 @@ impl Store {
                 let (kept, hashing) = recorder.finish()?;
                 match kept {
                     Kept::Memory(bytes) if !recursive => self.add_small_file(roots, name, algo, &bytes),
-                    Kept::Memory(bytes) => self.add_tree(roots, name, hashing.finish(algo), &*bytes),
-                    Kept::File(file) => self.add_tree(roots, name, hashing.finish(algo), BufReader::with_capacity(CHUNK, file)),
+                    Kept::Memory(bytes) => self.add_tree(roots, name, self.finished(hashing, algo)?, &*bytes),
+                    Kept::File(file) => self.add_tree(roots, name, self.finished(hashing, algo)?, BufReader::with_capacity(CHUNK, file)),
                 }
             }
             Err(_) if recorder.full => {
@@ -116,6 +114,10 @@ impl Store {
             }
             Err(source) => Err(Error::Nar { source }),
         }
+    }
+
+    fn finished(&self, hashing: Hashing<'_>, algo: HashAlgo) -> Result<Hashes> {
+        hashing.finish(algo).map_err(Error::io("hashing", self.store_dir().as_str()))
     }
 
     /// Adds what is in a whole archive, whose hashes are known.
@@ -149,7 +151,7 @@ impl Store {
         let hashes = match result {
             Ok(None) => {
                 drop(reader);
-                rest.finish(algo)
+                self.finished(rest, algo)?
             }
             Ok(Some(hashes)) => hashes,
             Err(error @ Error::Nar { .. }) => return Err(error),
@@ -296,8 +298,8 @@ struct Hashes {
 /// Writes the one file in an archive to `place`, and hashes it both ways.
 fn stage_file<R: Read>(reader: &mut Reader<R>, place: &Place<'_>, algo: HashAlgo) -> Result<Hashes> {
     let Some(Event::File { size, .. }) = reader.next()? else { return Err(Error::RegularFileExpected) };
-    let mut named = Hasher::new(algo);
-    let mut nar = Writer::new(Hasher::new(HashAlgo::Sha256));
+    let mut named = Hashers::new(&[algo]);
+    let mut nar = Writer::new(Hashers::new(&[HashAlgo::Sha256]));
     nar.file(false, size)?;
     let mut file = create_file(place, false)?;
     let mut buffer = vec![0; CHUNK];
@@ -315,7 +317,10 @@ fn stage_file<R: Read>(reader: &mut Reader<R>, place: &Place<'_>, algo: HashAlgo
     reader.skip_to_end()?;
     let nar = nar.finish()?;
     let nar_size = nar.count();
-    Ok(Hashes { named: named.finish(), nar: nar.finish(), nar_size })
+    let failed = Error::io("hashing", &place.shown);
+    let both = named.finish_one().and_then(|named| Ok((named, nar.finish_one()?)));
+    let (named, nar) = both.map_err(failed)?;
+    Ok(Hashes { named, nar, nar_size })
 }
 
 /// Keeps what is read through it, until that is too much; then it fails, having read nothing that it did not keep.
@@ -414,55 +419,28 @@ impl Read for Recorder<'_> {
 /// Hashes what is read through it.
 struct Hashing<'s> {
     source: &'s mut dyn Read,
-    hashers: Vec<Hasher>,
-    pending: Vec<u8>,
+    hashers: Hashers,
 }
 
 impl<'s> Hashing<'s> {
     fn new(source: &'s mut dyn Read, algos: &[HashAlgo]) -> Self {
-        let mut hashers: Vec<Hasher> = Vec::new();
-        for algo in algos {
-            if hashers.iter().all(|hasher| hasher.algo() != *algo) {
-                hashers.push(Hasher::new(*algo));
-            }
-        }
-        Hashing { source, hashers, pending: Vec::new() }
-    }
-
-    fn hash(&mut self) {
-        for hasher in &mut self.hashers {
-            hasher.update(&self.pending);
-        }
-        self.pending.clear();
+        Hashing { source, hashers: Hashers::new(algos) }
     }
 
     /// The hashes, given that SHA-256 and `algo` were asked for.
-    fn finish(mut self, algo: HashAlgo) -> Hashes {
-        self.hash();
-        let nar_size = self.hashers.first().map_or(0, Hasher::count);
-        let hashes: Vec<Hash> = self.hashers.into_iter().map(Hasher::finish).collect();
+    fn finish(self, algo: HashAlgo) -> io::Result<Hashes> {
+        let nar_size = self.hashers.count();
+        let hashes = self.hashers.finish()?;
         let find = |algo: HashAlgo| hashes.iter().find(|hash| hash.algo() == algo).copied().unwrap_or_else(|| Hash::of(algo, b""));
-        Hashes { named: find(algo), nar: find(HashAlgo::Sha256), nar_size }
+        Ok(Hashes { named: find(algo), nar: find(HashAlgo::Sha256), nar_size })
     }
 }
 
 impl Read for Hashing<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let got = self.source.read(buffer)?;
-        if self.hashers.is_empty() {
-            return Ok(got);
-        }
-        let bytes = buffer.get(..got).unwrap_or_default();
-        // The reader takes tokens of a few bytes; hashing those one by one is slow.
-        if self.pending.len() + bytes.len() > HASHED_AT_ONCE {
-            self.hash();
-        }
-        if bytes.len() > HASHED_AT_ONCE {
-            for hasher in &mut self.hashers {
-                hasher.update(bytes);
-            }
-        } else {
-            self.pending.extend_from_slice(bytes);
+        if !self.hashers.is_idle() {
+            self.hashers.update(buffer.get(..got).unwrap_or_default());
         }
         Ok(got)
     }

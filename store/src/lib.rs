@@ -24,6 +24,7 @@ mod failed;
 pub mod failpoints;
 pub mod fsutil;
 mod gc;
+mod hashing;
 mod info;
 mod layout;
 mod links;
