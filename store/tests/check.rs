@@ -265,7 +265,6 @@ fn whatever_is_broken_is_found() {
 /// Beside a daemon: what it makes, and what it needs, is nobody's leftover.
 #[test]
 fn what_is_in_flight_is_no_finding() {
-    let sample = Sample::new();
     const ROOT: &str = "FRUIX_TEST_CHECK_ROOT";
     if let Some(root) = std::env::var_os(ROOT) {
         let store_dir = StoreDir::new(Path::new(&root).join("store").to_str().unwrap());
@@ -280,6 +279,7 @@ fn what_is_in_flight_is_no_finding() {
         std::io::Read::read(&mut std::io::stdin(), &mut [0]).unwrap();
         return;
     }
+    let sample = Sample::new();
     let mut child = std::process::Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "what_is_in_flight_is_no_finding", "--nocapture"])
         .env(ROOT, &sample.root)
