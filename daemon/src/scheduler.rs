@@ -526,6 +526,9 @@ impl Scheduler {
         for target in targets {
             match target {
                 Target::Derivation(drv, wanted) => {
+                    if mode == BuildMode::Normal && self.0.is_built(requester, &drv, &wanted).await? {
+                        continue;
+                    }
                     let goal = self.0.join(&drv, mode, &wanted, 0, std::slice::from_ref(requester));
                     goals.push((drv, goal));
                 }
@@ -657,6 +660,20 @@ impl Inner {
             goals.remove(key);
         }
         std::mem::take(&mut state.children)
+    }
+
+    /// Whether there is nothing to do for a derivation, as is most often the case. What is there is kept for `requester`.
+    async fn is_built(&self, requester: &Requester, drv: &StorePath, wanted: &Wanted) -> Result<bool, Error> {
+        let Some(roots) = requester.roots() else { return Ok(false) };
+        keep(roots, [drv]).await?;
+        if !self.store.is_valid(drv)? {
+            return Ok(false);
+        }
+        let outputs = self.store.derivation_outputs(drv)?;
+        keep(roots, outputs.values()).await?;
+        let asked: BTreeSet<StorePath> =
+            outputs.into_iter().filter(|(name, _)| wanted.includes(name)).map(|(_, output)| output).collect();
+        Ok(!asked.is_empty() && self.store.filter_valid(&asked)?.len() == asked.len())
     }
 
     /// Realises a derivation. With the result comes the slot that it took.
