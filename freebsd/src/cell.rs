@@ -1,5 +1,6 @@
 //! A jail with its root: how it comes into being, and how nothing of it stays.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::{Error, Features, Found, Jail, Kernel, Lookup, MountRequest, Result, Rights, parameters};
@@ -128,6 +129,14 @@ pub fn set_up(kernel: &mut impl Kernel, cell: &Cell, features: &Features) -> Res
 }
 
 fn build_up(kernel: &mut impl Kernel, cell: &Cell, features: &Features) -> Result<Jail> {
+    // The kernel lists mounts by their real paths: under another name they would not be found again.
+    let failed = Error::file("looking up", &cell.root);
+    match kernel.find(&cell.root, Lookup::Strict) {
+        Ok(Found::Dir(_)) => {}
+        Ok(Found::Missing) => return Err(failed(io::ErrorKind::NotFound.into())),
+        Ok(_) => return Err(failed(io::ErrorKind::NotADirectory.into())),
+        Err(error) => return Err(failed(error)),
+    }
     for entry in &cell.entries {
         kernel.make(&cell.root, entry).map_err(Error::file("making", entry.path()))?;
     }
@@ -164,8 +173,8 @@ fn mount(kernel: &mut impl Kernel, cell: &Cell, mounted: &Mounted, features: &Fe
                     return kernel.make(&cell.root, &link).map_err(Error::file("making", target));
                 }
                 Found::Other | Found::Missing if *optional => return Ok(()),
-                Found::Other => return Err(Error::file("looking up", source)(std::io::ErrorKind::InvalidInput.into())),
-                Found::Missing => return Err(Error::file("looking up", source)(std::io::ErrorKind::NotFound.into())),
+                Found::Other => return Err(Error::file("looking up", source)(io::ErrorKind::InvalidInput.into())),
+                Found::Missing => return Err(Error::file("looking up", source)(io::ErrorKind::NotFound.into())),
             };
             kernel.make_place(&cell.root, target, dir).map_err(Error::file("making", target))?;
             (
@@ -189,7 +198,11 @@ fn mount(kernel: &mut impl Kernel, cell: &Cell, mounted: &Mounted, features: &Fe
             (target, MountRequest { kind: "fdescfs", path: below(&cell.root, target), from: None, options: Vec::new(), read_only: false })
         }
     };
-    kernel.mount(&request).map_err(|(source, message)| Error::Mount { path: target.clone(), message, source })?;
+    if let Err((source, message)) = kernel.mount(&request) {
+        // It is there already, below something larger.
+        let there = source.raw_os_error() == Some(libc::EDEADLK) && matches!(mounted, Mounted::Host { optional: true, .. });
+        return if there { Ok(()) } else { Err(Error::Mount { path: target.clone(), message, source }) };
+    }
     if let Some(source) = &request.from
         && !kernel.shows(&request.path, source).map_err(Error::file("looking at", target))?
     {

@@ -66,6 +66,7 @@ fn dump_node<W: Write>(place: &Place<'_>, writer: &mut Writer<W>, buffer: &mut [
     }
 }
 
+#[allow(clippy::large_enum_variant)] // On FreeBSD. One at a time is on the stack.
 enum Node {
     File(OwnedFd, FileStat),
     Directory(OwnedFd),

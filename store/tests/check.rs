@@ -273,7 +273,7 @@ fn what_is_in_flight_is_no_finding() {
         let roots = store.temp_roots();
         let path = fruix_drv::StorePath::from_base_name(format!("{}-x", "0".repeat(32))).unwrap();
         roots.add(&path).unwrap();
-        let _lock = store.lock_paths(&[path.clone()], true).unwrap().unwrap();
+        let _lock = store.lock_paths(std::slice::from_ref(&path), true).unwrap().unwrap();
         fs::write(store.real_path(&path), "half").unwrap();
         println!("\nready");
         std::io::Read::read(&mut std::io::stdin(), &mut [0]).unwrap();

@@ -1,4 +1,5 @@
 //! Garbage collection, seen from outside the crate: against a naive reference, and against threads and processes that add meanwhile.
+#![cfg_attr(not(target_os = "linux"), allow(unused_imports, dead_code))] // What looks into /proc is Linux's.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -143,7 +143,12 @@ fn is_gone(dir: &Path, name: &str) -> bool {
 }
 
 fn sweep_instance(dir: &Path) -> io::Result<()> {
-    for entry in std::fs::read_dir(dir)? {
+    let entries = match std::fs::read_dir(dir) {
+        // Its spawner has just removed it.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
         let path = entry?.path();
         if path.file_name().is_some_and(|name| name == "lock") {
             continue;
@@ -160,7 +165,10 @@ fn sweep_instance(dir: &Path) -> io::Result<()> {
         std::fs::remove_file(&path)?;
     }
     let _ = std::fs::remove_file(dir.join("lock"));
-    std::fs::remove_dir(dir)
+    match std::fs::remove_dir(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// Removes the directory that a root is in. Nothing is mounted there any more.

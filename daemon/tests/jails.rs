@@ -1,0 +1,587 @@
+//! Builders in jails, on a real FreeBSD kernel, as root. Elsewhere this is empty.
+//!
+//! Without libtest: the spawner has to be forked while there is one thread. With an argument, only tests whose name has it run.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+#[cfg(not(target_os = "freebsd"))]
+fn main() {}
+
+#[cfg(target_os = "freebsd")]
+fn main() {
+    freebsd::main();
+}
+
+#[cfg(target_os = "freebsd")]
+mod freebsd {
+    use std::collections::BTreeSet;
+    use std::fs;
+    use std::io::Read as _;
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+    use std::path::{Path, PathBuf};
+    use std::process::Command;
+    use std::time::{Duration, Instant};
+
+    use fruix_drv::{StoreDir, StorePath};
+    use fruix_freebsd::{Host, Kernel as _};
+    use fruixd::sandbox::plan::Limit;
+    use fruixd::sandbox::spawner::{Isolation, Jailer};
+    use fruixd::sandbox::{BuildSpec, Error, ExitStatus, Plan, Program, Running, Sandbox, Site, SpawnerHandle, UserIds, confining};
+
+    const UID: u32 = 35001;
+    const GID: u32 = 35000;
+
+    /// A store with a shell, and where builds go.
+    struct World {
+        dir: PathBuf,
+        _holder: Option<tempfile::TempDir>,
+        spawner: SpawnerHandle,
+        runtime: tokio::runtime::Runtime,
+        next: std::cell::Cell<u64>,
+    }
+
+    fn builtins(name: &str) -> Option<fn(&[u8]) -> i32> {
+        (name == "builtin:seven").then_some(|_| 7)
+    }
+
+    fn path(digit: char, name: &str) -> StorePath {
+        StorePath::from_base_name(format!("{}-{name}", digit.to_string().repeat(32))).unwrap()
+    }
+
+    fn sh(command: &str) -> String {
+        let output = Command::new("/bin/sh").args(["-c", command]).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+    }
+
+    fn fresh_dir() -> tempfile::TempDir {
+        let dir = tempfile::Builder::new().prefix("jails").tempdir_in("/var/tmp").unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        for name in ["store", "state", "builds"] {
+            fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        dir
+    }
+
+    impl World {
+        fn new() -> World {
+            let holder = fresh_dir();
+            let mut world = World::at(holder.path());
+            world._holder = Some(holder);
+            world
+        }
+
+        /// In a directory that [`fresh_dir`] made.
+        fn at(dir: &Path) -> World {
+            let dir = dir.to_owned();
+            let spawner = SpawnerHandle::start_with_jails(builtins, Jailer::prepare(&dir.join("state")).unwrap()).unwrap();
+            assert_eq!(spawner.isolation(), Isolation::Jails);
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let world = World { dir, _holder: None, spawner, runtime, next: std::cell::Cell::new(0) };
+            world.add('1', "shell", |item| {
+                fs::create_dir_all(item.join("bin")).unwrap();
+                fs::copy("/bin/sh", item.join("bin/sh")).unwrap();
+            });
+            world
+        }
+
+        fn store(&self) -> PathBuf {
+            self.dir.join("store")
+        }
+
+        fn add(&self, digit: char, name: &str, make: impl FnOnce(&Path)) -> StorePath {
+            let path = path(digit, name);
+            make(&self.store().join(path.base_name()));
+            path
+        }
+
+        fn spec(&self, script: &str) -> BuildSpec {
+            let number = self.next.get();
+            self.next.set(number + 1);
+            let root = self.store().join(format!("{number}.drv.chroot/top"));
+            let build_dir = self.dir.join(format!("builds/{number}"));
+            fs::create_dir_all(&root).unwrap();
+            fs::create_dir_all(&build_dir).unwrap();
+            std::os::unix::fs::chown(&build_dir, Some(UID), Some(GID)).unwrap();
+            let store_dir = StoreDir::new(self.store().to_str().unwrap());
+            let shell = format!("{}/bin/sh", store_dir.display(&path('1', "shell")));
+            let out = path('0', "out");
+            let env = [
+                ("PATH", "/bin:/usr/bin:/sbin:/usr/sbin:/usr/local/bin".to_owned()),
+                ("out", store_dir.display(&out).to_string()),
+                ("store", store_dir.as_str().to_owned()),
+            ];
+            BuildSpec {
+                drv_name: "test.drv".to_owned(),
+                traced: false,
+                root: Some(root),
+                build_dir,
+                build_dir_inside: "/tmp/guix-build-test.drv-0".into(),
+                inputs: BTreeSet::from([path('1', "shell")]),
+                outputs: vec![out],
+                extra_dirs: ["/bin", "/lib", "/libexec", "/sbin", "/usr"].map(|dir| (dir.into(), dir.into())).to_vec(),
+                host_files: Vec::new(),
+                program: Program::Exec { path: shell.into(), args: ["sh", "-c", script].map(Into::into).to_vec() },
+                env: env.map(|(name, value)| (name.into(), value.into())).into(),
+                fixed_output: false,
+                user: Some(UserIds { uid: UID, gid: GID, groups: vec![GID] }),
+                platform: "x86_64-freebsd".to_owned(),
+                system: "x86_64-freebsd".to_owned(),
+                impersonate_linux_26: false,
+                isolate_host_loopback: false,
+                store_dir,
+            }
+        }
+
+        fn sandbox(&self, limits: &[Limit]) -> std::sync::Arc<dyn Sandbox> {
+            confining(self.spawner.clone(), Site { limits: limits.to_vec() })
+        }
+
+        fn start(&self, plan: &Plan) -> (Result<Running, Error>, std::fs::File) {
+            let (reader, writer) = nix::unistd::pipe().unwrap();
+            let running = self.runtime.block_on(self.sandbox(&[]).start(plan, writer));
+            (running, reader.into())
+        }
+
+        fn run_plan(&self, plan: &Plan) -> (Result<ExitStatus, Error>, String) {
+            let (running, mut reader) = self.start(plan);
+            let mut text = Vec::new();
+            let status = match running {
+                Ok(mut running) => {
+                    reader.read_to_end(&mut text).unwrap();
+                    self.runtime.block_on(running.wait())
+                }
+                Err(error) => Err(error),
+            };
+            (status, String::from_utf8_lossy(&text).into_owned())
+        }
+
+        fn run(&self, spec: &BuildSpec) -> (ExitStatus, String) {
+            let (status, text) = self.run_plan(&self.sandbox(&[]).plan(spec).unwrap());
+            (status.unwrap_or_else(|error| panic!("{error}")), text)
+        }
+
+        fn script(&self, script: &str) -> String {
+            let (status, text) = self.run(&self.spec(script));
+            assert_eq!(status, ExitStatus::Code(0), "{text}");
+            text
+        }
+
+        /// Nothing of ours may be there.
+        fn assert_clean(&self) {
+            assert_clean(&self.dir);
+        }
+    }
+
+    fn jails() -> Vec<String> {
+        Host.jails().unwrap().into_iter().map(|(_, name)| name).filter(|name| name.starts_with("fruixd-")).collect()
+    }
+
+    fn assert_clean(dir: &Path) {
+        let mounts = Host.mounts_below(dir).unwrap();
+        assert!(mounts.is_empty(), "{mounts:?}");
+        assert!(jails().is_empty(), "{:?}", jails());
+        assert_eq!(sh(&format!("ps -axo pid=,uid=,command= | grep -w {UID} | grep -v grep; rctl | grep fruixd-")), "");
+    }
+
+    fn lines<'a>(text: &'a str, start: &'a str) -> Vec<&'a str> {
+        text.lines().filter_map(|line| line.strip_prefix(start)).collect()
+    }
+
+    /// All that a builder sees and is, line by line.
+    fn peek(world: &World) {
+        let text = world.script(
+            "exec 2>&1
+            echo id=$(id); echo cwd=$(pwd); echo umask=$(umask); echo host=$(hostname)
+            echo jailed=$(sysctl -n security.jail.jailed) securelevel=$(sysctl -n kern.securelevel) statfs=$(sysctl -n security.jail.enforce_statfs)
+            for n in $(ls -a / | sort); do echo root=$n; done
+            for n in $(ls /dev | sort); do echo dev=$n; done
+            for n in $(ls /etc | sort); do echo etc=$n; done
+            for n in $(ls $store | sort); do echo store=$n; done
+            mount | sed 's/^/mount=/'
+            echo user=$(getent passwd 35001); echo nobody=$(getent passwd nobody); echo rootuser=$(getent passwd root)
+            ps -axo command= | grep -v -e '^ps' -e '^sed' -e '^grep' -e '^sh' | sed 's/^/process=/'
+            ifconfig -a inet | grep inet | sed 's/^/net=/'
+            echo ports=$(getent services https)
+            echo fds=$(ls /dev/fd | tr '\\n' ' ')
+            ls -ld $store /tmp / | sed 's/^/mode=/'
+            procstat -s $$ >/dev/null 2>&1; echo shm=$(ipcs -m | grep -c '^m')
+            echo jails=$(jls | wc -l)
+            ",
+        );
+        let one = |start: &str| lines(&text, start).join("|");
+        assert_eq!(one("id="), "uid=35001(nixbld) gid=35000(nixbld)", "{text}");
+        assert_eq!(one("cwd="), "/tmp/guix-build-test.drv-0");
+        assert_eq!(one("umask="), "0022");
+        assert_eq!(one("host="), "localhost");
+        assert_eq!(one("jailed="), "1 securelevel=3 statfs=2");
+        assert_eq!(one("root="), ".|..|bin|dev|etc|lib|libexec|sbin|tmp|usr|var", "{text}");
+        let devices = one("dev=");
+        assert_eq!(devices, "fd|full|null|random|stderr|stdin|stdout|urandom|zero", "{text}");
+        assert_eq!(one("etc="), "group|hosts|passwd|pwd.db|services");
+        assert_eq!(one("store="), path('1', "shell").base_name());
+        assert_eq!(one("user="), "nixbld:*:35001:35000:Nix build user:/:/noshell");
+        assert_eq!(one("nobody="), "nobody:*:65534:65534:Nobody:/:/noshell");
+        assert_eq!(one("rootuser="), "");
+        assert_eq!(lines(&text, "process="), Vec::<&str>::new(), "{text}");
+        assert!(one("net=").contains("127.0.0.1") && lines(&text, "net=").len() == 1, "{text}");
+        assert_eq!(one("ports="), "https 443/tcp");
+        assert!(one("mount=").is_empty() || lines(&text, "mount=").iter().all(|line| line.contains(" on / ")), "{text}");
+        assert_eq!(one("shm="), "0");
+        world.assert_clean();
+    }
+
+    /// What an attacker tries from inside, and must not get (A1, A3, A12, A19, A20).
+    fn attacks(world: &World) {
+        let secret = world.dir.join("secret");
+        fs::write(&secret, "x").unwrap();
+        world.add('2', "undeclared", |item| fs::write(item, "x").unwrap());
+        let socket = world.dir.join("state/socket");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let canary = Command::new("/bin/sleep").arg("1000").uid_of(35002).spawn().unwrap();
+        let mut canary = canary;
+        let script = format!(
+            "exec 2>/dev/null
+            try() {{ name=$1; shift; if \"$@\"; then echo \"BAD $name\"; else echo \"refused $name\"; fi; }}
+            try su su root -c true
+            try write-input sh -c 'echo x >$store/{shell}/bin/x'
+            try replace-input mv $store/{shell} $store/gone
+            try chmod-input chmod 777 $store/{shell}
+            try link-input ln $store/{shell}/bin/sh $store/link
+            try write-root sh -c 'echo x >/x'
+            try write-etc sh -c 'echo x >>/etc/passwd'
+            try host-file cat {secret}
+            try undeclared cat $store/{undeclared}
+            try host-etc cat /etc/master.passwd
+            try socket nc -N -U {socket} </dev/null
+            try network ping -c 1 -t 1 192.0.2.1
+            try interface ifconfig lo0 inet 10.9.9.9/32 alias
+            try raw-socket ping -c 1 -t 1 127.0.0.1
+            try signal kill -9 {canary}
+            try see ps -p {canary}
+            try mount mount -t tmpfs tmpfs /tmp/guix-build-test.drv-0
+            try unmount umount $store/{shell}
+            try mknod mknod /tmp/null c 1 3
+            try module kldload tmpfs
+            try sysctl sysctl kern.hostname=x
+            try jail jail -c path=/ command=true
+            try mdevice mdconfig -a -t swap -s 1m
+            try debug procstat -k 1
+            cp /bin/sh /tmp/s; chmod 6755 /tmp/s; try setuid /tmp/s -c 'test $(id -u) -ne 35001'
+            try give-away chown 0 /tmp/s
+            touch /tmp/f
+            try system-flag chflags schg /tmp/f
+            try system-attribute setextattr system a b /tmp/f
+            try dot-dot ls /../boot
+            try memory cat /dev/mem
+            try klog dmesg
+            exit 0",
+            shell = path('1', "shell").base_name(),
+            undeclared = path('2', "undeclared").base_name(),
+            secret = secret.display(),
+            socket = socket.display(),
+            canary = canary.id(),
+        );
+        let text = world.script(&script);
+        assert!(canary.try_wait().unwrap().is_none());
+        canary.kill().unwrap();
+        canary.wait().unwrap();
+        assert!(!text.contains("BAD"), "{text}");
+        assert!(lines(&text, "refused ").len() > 30, "{text}");
+        world.assert_clean();
+    }
+
+    trait UidOf {
+        fn uid_of(&mut self, uid: u32) -> &mut Command;
+    }
+
+    impl UidOf for Command {
+        fn uid_of(&mut self, uid: u32) -> &mut Command {
+            std::os::unix::process::CommandExt::uid(self, uid)
+        }
+    }
+
+    /// Whatever a builder leaves running, in the sessions and process groups of its own, ends with it.
+    fn nothing_outlives_a_builder(world: &World) {
+        let text = world.script("for n in 1 2 3; do (trap '' HUP TERM; setsid sleep 1000 || nohup sleep 1000) >/dev/null 2>&1 & done; daemon sleep 1000; echo done");
+        assert_eq!(text.lines().last(), Some("done"), "{text}");
+        world.assert_clean();
+    }
+
+    /// Output is where the daemon looks for it, and belongs to the build user.
+    fn outputs_are_found(world: &World) {
+        let spec = world.spec("mkdir $out && echo hello >$out/file && echo x >$TMPDIR/y; exit 3");
+        let (status, text) = world.run(&spec);
+        assert_eq!(status, ExitStatus::Code(3), "{text}");
+        let out = spec.root.clone().unwrap().join(world.store().strip_prefix("/").unwrap()).join(path('0', "out").base_name());
+        assert_eq!(fs::read_to_string(out.join("file")).unwrap(), "hello\n");
+        assert_eq!(std::os::unix::fs::MetadataExt::uid(&fs::metadata(&out).unwrap()), UID);
+        world.assert_clean();
+    }
+
+    fn links_and_files_are_inputs(world: &World) {
+        let file = world.add('3', "file", |item| fs::write(item, "content").unwrap());
+        let link = world.add('4', "link", |item| symlink("target", item).unwrap());
+        let spec = world.spec("cat $store/3*; readlink $store/4*; touch $store/3* 2>/dev/null && echo BAD; ls -l $store >&2; exit 0");
+        let spec = BuildSpec { inputs: [file, link].into_iter().chain(spec.inputs.clone()).collect(), ..spec };
+        let (status, text) = world.run(&spec);
+        assert_eq!(status, ExitStatus::Code(0));
+        assert!(text.starts_with("contenttarget\n") && !text.contains("BAD"), "{text}");
+        world.assert_clean();
+    }
+
+    /// A store whose way has a symbolic link is not mounted from (A19).
+    fn no_link_is_followed_on_the_way(world: &World) {
+        let plan = world.sandbox(&[]).plan(&world.spec("true")).unwrap();
+        let real = world.store();
+        let moved = world.dir.join("moved");
+        fs::rename(&real, &moved).unwrap();
+        symlink(&moved, &real).unwrap();
+        let (status, _) = world.run_plan(&plan);
+        fs::remove_file(&real).unwrap();
+        fs::rename(&moved, &real).unwrap();
+        assert!(matches!(status, Err(Error::Setup { .. })), "{status:?}");
+        world.assert_clean();
+    }
+
+    /// A set-up that fails says what failed, and leaves nothing.
+    fn failures_are_told(world: &World) {
+        let spec = world.spec("true");
+        let spec = BuildSpec { inputs: BTreeSet::from([path('1', "shell"), path('9', "missing")]), ..spec };
+        let (status, _) = world.run_plan(&world.sandbox(&[]).plan(&spec).unwrap());
+        let error = status.unwrap_err().to_string();
+        assert!(error.contains("-missing"), "{error}");
+        world.assert_clean();
+        // A program that is not there fails the build in its log.
+        let spec = world.spec("true");
+        let nothing = format!("{}/bin/none", spec.store_dir.display(&path('1', "shell")));
+        let spec = BuildSpec { program: Program::Exec { path: nothing.into(), args: Vec::new() }, ..spec };
+        let (status, text) = world.run(&spec);
+        assert!(status == ExitStatus::Code(1) && text.contains("in phase exec: "), "{status:?} {text}");
+        // Without a build user nothing runs.
+        let spec = BuildSpec { user: None, ..world.spec("true") };
+        assert!(world.run_plan(&world.sandbox(&[]).plan(&spec).unwrap()).0.unwrap_err().to_string().contains("build users"));
+        world.assert_clean();
+    }
+
+    fn killing_is_thorough(world: &World) {
+        let plan = world.sandbox(&[]).plan(&world.spec("daemon sleep 1000; echo started; sleep 1000")).unwrap();
+        let (running, mut reader) = world.start(&plan);
+        let mut running = running.unwrap();
+        let mut start = [0; 8];
+        reader.read_exact(&mut start).unwrap();
+        assert_eq!(jails().len(), 1);
+        running.kill();
+        assert_eq!(world.runtime.block_on(running.wait()).unwrap(), ExitStatus::Signal(libc::SIGKILL));
+        world.assert_clean();
+        // Dropping is killing, and does not wait.
+        let (running, _reader) = world.start(&plan_again(world));
+        drop(running);
+        wait_until(|| jails().is_empty() && Host.mounts_below(&world.dir).unwrap().is_empty());
+    }
+
+    fn plan_again(world: &World) -> Plan {
+        world.sandbox(&[]).plan(&world.spec("sleep 1000")).unwrap()
+    }
+
+    fn wait_until(mut condition: impl FnMut() -> bool) {
+        let since = Instant::now();
+        while !condition() {
+            assert!(since.elapsed() < Duration::from_secs(60), "it does not come");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// The network of a fixed output is the host's; its files are there.
+    fn fixed_outputs_have_the_network(world: &World) {
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let number = port.local_addr().unwrap().port();
+        let script = format!("nc -z -w 2 127.0.0.1 {number} && echo connected; ls /etc; exit 0");
+        let fixed = BuildSpec { fixed_output: true, ..world.spec(&script) };
+        let (_, text) = world.run(&fixed);
+        assert!(text.contains("connected") && text.contains("services"), "{text}");
+        let (_, text) = world.run(&world.spec(&script));
+        assert!(!text.contains("connected"), "{text}");
+        world.assert_clean();
+    }
+
+    fn limits_hold(world: &World) {
+        if !Host.features().unwrap().limits {
+            println!("skipped: kern.racct.enable is 0");
+            return;
+        }
+        let limit = |resource: &str, action: &str, amount| Limit { resource: resource.to_owned(), action: action.to_owned(), amount };
+        let sandbox = world.sandbox(&[limit("maxproc", "deny", 20), limit("memoryuse", "sigkill", 64 << 20)]);
+        let run = |script: &str| {
+            let plan = sandbox.plan(&world.spec(script)).unwrap();
+            let (reader, writer) = nix::unistd::pipe().unwrap();
+            let mut running = world.runtime.block_on(sandbox.start(&plan, writer)).unwrap();
+            let mut text = Vec::new();
+            std::fs::File::from(reader).read_to_end(&mut text).unwrap();
+            (world.runtime.block_on(running.wait()).unwrap(), String::from_utf8_lossy(&text).into_owned())
+        };
+        let (_, text) = run("n=0; while [ $n -lt 60 ]; do sleep 30 & n=$((n+1)); done 2>&1; echo survived");
+        assert!(text.contains("fork"), "{text}");
+        let (_, text) = run("awk 'BEGIN { s = \"x\"; while (length(s) < 300000000) s = s s; print length(s) }' && echo BAD; echo end");
+        assert!(!text.contains("BAD"), "{text}");
+        world.assert_clean();
+    }
+
+    fn builtins_run(world: &World) {
+        let spec = BuildSpec { program: Program::Builtin { name: "builtin:seven".to_owned(), input: Vec::new() }, ..world.spec("") };
+        assert_eq!(world.run(&spec).0, ExitStatus::Code(7));
+        world.assert_clean();
+    }
+
+    /// Eight at a time, each with its own root, network and processes.
+    fn builds_at_once(world: &World) {
+        let sandbox = world.sandbox(&[]);
+        let plans: Vec<Plan> =
+            (0..8).map(|n| sandbox.plan(&world.spec(&format!("echo {n} >/tmp/mine; sleep 1; cat /tmp/mine"))).unwrap()).collect();
+        let texts = world.runtime.block_on(async {
+            let mut builds = Vec::new();
+            for plan in &plans {
+                let (reader, writer) = nix::unistd::pipe().unwrap();
+                builds.push((sandbox.start(plan, writer).await.unwrap(), std::fs::File::from(reader)));
+            }
+            let mut texts = Vec::new();
+            for (mut running, mut reader) in builds {
+                assert_eq!(running.wait().await.unwrap(), ExitStatus::Code(0));
+                let mut text = String::new();
+                reader.read_to_string(&mut text).unwrap();
+                texts.push(text);
+            }
+            texts
+        });
+        assert_eq!(texts, (0..8).map(|n| format!("{n}\n")).collect::<Vec<_>>());
+        world.assert_clean();
+    }
+
+    /// What a jail costs, for the documentation.
+    fn costs(world: &World) {
+        let many: Vec<StorePath> = (0..499).map(|n| world.add('5', &format!("input{n}"), |item| fs::create_dir(item).unwrap())).collect();
+        for count in [1, 50, 500] {
+            let mut times = Vec::new();
+            for _ in 0..5 {
+                let spec = world.spec("exit 0");
+                let inputs = spec.inputs.iter().cloned().chain(many.iter().take(count - 1).cloned()).collect();
+                let plan = world.sandbox(&[]).plan(&BuildSpec { inputs, extra_dirs: base(), ..spec }).unwrap();
+                let since = Instant::now();
+                assert_eq!(world.run_plan(&plan).0.unwrap(), ExitStatus::Code(0));
+                times.push(since.elapsed().as_millis());
+            }
+            times.sort_unstable();
+            println!("cost of a build with {count} inputs: {} ms ({}..{}), {} mounts", times[2], times[0], times[4], count + 6);
+        }
+        let mut times = Vec::new();
+        for _ in 0..5 {
+            let spec = BuildSpec { root: None, ..world.spec("exit 0") };
+            let plan = Plan::unconfined(&BuildSpec { build_dir_inside: spec.build_dir.clone(), ..spec }).unwrap();
+            let since = Instant::now();
+            assert_eq!(world.run_plan(&plan).0.unwrap(), ExitStatus::Code(0));
+            times.push(since.elapsed().as_millis());
+        }
+        times.sort_unstable();
+        println!("cost of a build without a jail: {} ms ({}..{})", times[2], times[0], times[4]);
+        world.assert_clean();
+    }
+
+    fn base() -> Vec<(PathBuf, PathBuf)> {
+        ["/lib", "/libexec"].map(|dir| (dir.into(), dir.into())).to_vec()
+    }
+
+    /// A daemon (this program, as a child) that is killed with builds running: its spawner removes everything. When all are killed at once, the next
+    /// daemon does, and touches nobody else's jails.
+    fn the_killed_are_cleaned_up_after() {
+        let other = sh("jail -c name=fruixd-1_1-2x3-4 path=/ persist");
+        assert_eq!(other, "");
+        for all in [false, true] {
+            let dir = fresh_dir();
+            let daemon = Command::new(std::env::current_exe().unwrap()).arg("--as-daemon").arg(dir.path()).spawn().unwrap();
+            wait_until(|| jails().len() == 4);
+            if all {
+                // Stopped first, so that none of them sees another one's end.
+                let ours = format!("$(pgrep -f -- '--as-daemon {0}|fruixd-')", dir.path().display());
+                sh(&format!("pids={ours}; kill -STOP $pids; kill -KILL $pids"));
+            } else {
+                sh(&format!("kill -9 {}", daemon.id()));
+            }
+            let mut daemon = daemon;
+            daemon.wait().unwrap();
+            if all {
+                wait_until(|| sh("pgrep -f fruixd-").is_empty());
+            }
+            let jailer = Jailer::prepare(&dir.path().join("state")).unwrap();
+            drop(jailer);
+            wait_until(|| sh(&format!("pgrep -u {UID}")).is_empty());
+            assert_eq!(jails(), ["fruixd-1_1-2x3-4"]);
+            assert!(Host.mounts_below(dir.path()).unwrap().is_empty());
+            let left: Vec<_> = fs::read_dir(dir.path().join("store")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+            let chroots = left.iter().filter(|name| name.to_string_lossy().ends_with(".chroot")).count();
+            // A spawner leaves directories to the daemon that made them.
+            assert!(!all || chroots == 0, "{left:?}");
+        }
+        sh("jail -r fruixd-1_1-2x3-4");
+    }
+
+    fn as_daemon(dir: &Path) -> ! {
+        let world = World::at(dir);
+        let plans = (0..4).map(|_| world.sandbox(&[]).plan(&world.spec("sleep 1000 & sleep 1000")).unwrap());
+        let running: Vec<_> = plans.map(|plan| world.start(&plan)).collect();
+        assert!(running.iter().all(|(running, _)| running.is_ok()));
+        std::thread::sleep(Duration::from_secs(1000));
+        std::process::exit(1);
+    }
+
+    type Test = (&'static str, fn(&World));
+
+    pub(super) fn main() {
+        let arguments: Vec<String> = std::env::args().skip(1).collect();
+        if let [mode, dir] = arguments.as_slice()
+            && mode == "--as-daemon"
+        {
+            as_daemon(Path::new(dir));
+        }
+        if arguments.iter().any(|argument| argument == "--list") {
+            return;
+        }
+        if !nix::unistd::geteuid().is_root() {
+            println!("skipped: jails need root");
+            return;
+        }
+        let wanted = arguments.iter().find(|argument| !argument.starts_with('-')).cloned().unwrap_or_default();
+        let tests: &[Test] = &[
+            ("peek", peek),
+            ("attacks", attacks),
+            ("nothing_outlives_a_builder", nothing_outlives_a_builder),
+            ("outputs_are_found", outputs_are_found),
+            ("links_and_files_are_inputs", links_and_files_are_inputs),
+            ("no_link_is_followed_on_the_way", no_link_is_followed_on_the_way),
+            ("failures_are_told", failures_are_told),
+            ("killing_is_thorough", killing_is_thorough),
+            ("fixed_outputs_have_the_network", fixed_outputs_have_the_network),
+            ("limits_hold", limits_hold),
+            ("builtins_run", builtins_run),
+            ("builds_at_once", builds_at_once),
+            ("costs", costs),
+        ];
+        let mut failed = Vec::new();
+        let mut try_it = |name: &'static str, test: &mut dyn FnMut()| {
+            if name.contains(&wanted) {
+                let since = Instant::now();
+                let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(test));
+                println!("test {name} ... {} ({} ms)", if result.is_ok() { "ok" } else { "FAILED" }, since.elapsed().as_millis());
+                if result.is_err() {
+                    failed.push(name);
+                }
+            }
+        };
+        if tests.iter().any(|(name, _)| name.contains(&wanted)) {
+            let world = World::new();
+            for (name, test) in tests {
+                try_it(name, &mut || test(&world));
+            }
+            drop(world);
+        }
+        try_it("the_killed_are_cleaned_up_after", &mut the_killed_are_cleaned_up_after);
+        assert!(failed.is_empty(), "failed: {failed:?}");
+    }
+}
