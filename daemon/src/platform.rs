@@ -14,11 +14,15 @@ const RESOURCES: [(&str, &str, &str, bool); 5] = [
 /// Flags of this platform.
 #[cfg(not(target_os = "freebsd"))]
 #[derive(Clone, Debug, Default, clap::Args)]
+// The daemon's own flags are a group of the structure's name.
+#[group(id = "platform")]
 pub struct Flags {}
 
 /// Flags of this platform.
 #[cfg(target_os = "freebsd")]
 #[derive(Clone, Debug, Default, clap::Args)]
+// The daemon's own flags are a group of the structure's name.
+#[group(id = "platform")]
 pub struct Flags {
     /// Limit what a build uses: memory (bytes, or with k, m, g, t), processes, files, cpu (percents of one processor), time (seconds); may be given
     /// several times
