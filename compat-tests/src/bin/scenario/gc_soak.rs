@@ -143,7 +143,8 @@ async fn adder(daemon: &Daemon, tools: &Tools, mut samples: Samples, until: Inst
                 }
                 6..=7 => {
                     let number = samples.below(12);
-                    let file = |n: u64| (format!("{n:02}"), Tree::File(format!("{} ", n * number).repeat(400).into_bytes(), n.is_multiple_of(3)));
+                    let file =
+                        |n: u64| (format!("{n:02}"), Tree::File(format!("{} ", n * number).repeat(400).into_bytes(), n.is_multiple_of(3)));
                     let tree = Tree::Directory((0..number).map(file).collect());
                     kept.insert(add_archive(&mut connection, &format!("tree-{number}"), &archive(&tree)?).await?);
                     count(&counts.trees, 1);
