@@ -20,3 +20,5 @@ s/^(  (error|\|) .*)(reading|opening|getting status of|getting attributes of pat
 s/ \(os error [0-9]+\)//
 # guix-daemon says at which step of making the sandbox.
 s/(while setting up the child process: )in phase [A-Za-z]+: /\1/
+# guix-daemon says which outputs it looks at before it repairs.
+/^  \| checking path `/d

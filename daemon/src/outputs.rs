@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use bstr::BStr;
 use fruix_drv::derivation::DerivationOutput;
-use fruix_drv::{Hash, Hasher, StorePath};
+use fruix_drv::{Hash, HashAlgo, Hasher, StorePath};
 use fruix_store::failpoints::{Moment, point, step};
 use fruix_store::{Error as StoreError, InodesSeen, PathInfo, Place, StagedDir, Store, canonicalise, check_output, fsutil};
 
@@ -263,7 +263,9 @@ fn check_hash(store: &Store, job: &JobFacts, output: &DerivationOutput, place: &
         return Ok(());
     }
     let path = store.print(&output.path);
-    job.audience.trace(&format!("@ hash-mismatch {path} {} {} {}", output.hash_algo, wanted.base32(), got.base32()));
+    // Upstream's digits: clients compare them with those of the derivation.
+    let digits = |hash: &Hash| if hash.algo() == HashAlgo::Md5 { hash.base16() } else { hash.base32() };
+    job.audience.trace(&format!("@ hash-mismatch {path} {} {} {}", output.hash_algo, digits(&wanted), digits(&got)));
     Err(reject(FailureKind::OutputRejected, format!("hash mismatch for store item '{path}'")))
 }
 

@@ -260,7 +260,7 @@ impl Generator {
         let mode = match self.random.below(10) {
             0..=2 if is_file => "flat",
             3 => "unfixed",
-            4 if self.random.chance(10) => "flat",
+            4 if algo != "bogus" && self.random.chance(10) => "flat",
             _ => "recursive",
         };
         let args = if self.random.chance(3) {
@@ -585,10 +585,10 @@ impl Generator {
     fn collect(&mut self) {
         let (action, paths) = match self.random.below(10) {
             0..=2 => ("live", list([])),
-            3..=5 => ("dead", list([])),
+            3..=5 if !self.losses => ("dead", list([])),
             6..=7 if !self.losses => ("specific", self.paths(3)),
             8..=9 if !self.losses => ("delete", list([])),
-            _ => ("dead", list([])),
+            _ => ("live", list([])),
         };
         let mut args = vec![word(action), paths];
         match self.random.below(20) {

@@ -6,7 +6,7 @@ use std::fs::{self, OpenOptions, Permissions};
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -191,7 +191,17 @@ impl Side {
                                 *line = format!("  | deleting {deleting}");
                             }
                         });
+                        // Of a failure that is remembered: which of the outputs is named, and whether two who ask at once both hear of it.
                         lines.sort();
+                        let mut cached = BTreeSet::new();
+                        lines.retain(|line| match line.strip_suffix(" failed previously (cached)") {
+                            Some(_) => cached.insert(String::new()),
+                            None => !line.ends_with(" - cached") || cached.insert(line.clone()),
+                        });
+                        lines
+                            .iter_mut()
+                            .filter(|line| line.ends_with("(cached)"))
+                            .for_each(|line| "  | failed previously (cached)".clone_into(line));
                     }
                     transcript.extend(lines);
                     if !matches!(outcome, Outcome::Reply(_))
@@ -271,6 +281,13 @@ pub fn sweep(frx: &Path) -> Result<()> {
         match removed {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
             _ => {}
+        }
+    }
+    // Files that only what is gone had.
+    for entry in fs::read_dir(frx.join("store/.links"))? {
+        let path = entry?.path();
+        if fs::symlink_metadata(&path)?.nlink() == 1 {
+            fs::remove_file(&path)?;
         }
     }
     Ok(())
