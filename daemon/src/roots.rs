@@ -12,15 +12,10 @@ use crate::scheduler::blocking;
 ///
 /// Most often this takes microseconds. While a path is being deleted, or another daemon on the store collects garbage, it waits elsewhere.
 pub async fn keep(roots: &Arc<TempRoots>, paths: impl IntoIterator<Item = &StorePath>) -> Result<(), Error> {
-    let mut later = Vec::new();
-    for path in paths {
-        if !roots.try_add(path)? {
-            later.push(path.clone());
-        }
-    }
-    if later.is_empty() {
+    let paths: Vec<StorePath> = paths.into_iter().cloned().collect();
+    if roots.try_add_all(&paths)? {
         return Ok(());
     }
     let roots = Arc::clone(roots);
-    blocking(move || Ok(roots.add_all(&later)?)).await
+    blocking(move || Ok(roots.add_all(&paths)?)).await
 }

@@ -665,15 +665,15 @@ impl Inner {
     /// Whether there is nothing to do for a derivation, as is most often the case. What is there is kept for `requester`.
     async fn is_built(&self, requester: &Requester, drv: &StorePath, wanted: &Wanted) -> Result<bool, Error> {
         let Some(roots) = requester.roots() else { return Ok(false) };
-        keep(roots, [drv]).await?;
-        if !self.store.is_valid(drv)? {
+        // What it says is what the file says, whether or not it is collected just now; that is found out below.
+        let Ok(outputs) = self.store.derivation_outputs(drv) else { return Ok(false) };
+        let asked: Vec<StorePath> = outputs.iter().filter(|(name, _)| wanted.includes(name)).map(|(_, output)| output.clone()).collect();
+        if asked.is_empty() {
             return Ok(false);
         }
-        let outputs = self.store.derivation_outputs(drv)?;
-        keep(roots, outputs.values()).await?;
-        let asked: BTreeSet<StorePath> =
-            outputs.into_iter().filter(|(name, _)| wanted.includes(name)).map(|(_, output)| output).collect();
-        Ok(!asked.is_empty() && self.store.filter_valid(&asked)?.len() == asked.len())
+        let kept: Vec<StorePath> = std::iter::once(drv).chain(outputs.values()).cloned().collect();
+        keep(roots, &kept).await?;
+        Ok(self.store.are_valid(std::iter::once(drv).chain(&asked))?)
     }
 
     /// Realises a derivation. With the result comes the slot that it took.

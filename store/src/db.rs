@@ -68,7 +68,7 @@ const EXTRA_COLUMNS: [(&str, &str); 3] = [("ultimate", "integer"), ("sigs", "tex
 const IDLE_READERS: usize = 16;
 
 /// KiB of pages that each connection keeps. Only those that are in use fill theirs, the idle one that was used last first.
-const CACHE: i64 = 16 * 1024;
+const CACHE: i64 = 6 * 1024;
 
 /// Pages (of 4 KiB) in the log from which on whoever commits moves them to the database himself, should the thread that does so be late.
 const LONG_LOG: i64 = 16 * 1024;

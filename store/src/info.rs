@@ -43,6 +43,21 @@ impl Store {
         self.db().read("querying path in database", |db| Ok(row_id(db, &path)?.is_some()))
     }
 
+    /// Whether all of `paths` are registered.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub fn are_valid<'p>(&self, paths: impl IntoIterator<Item = &'p StorePath> + Clone) -> Result<bool> {
+        self.db().read("querying paths in database", |db| {
+            for path in paths.clone() {
+                if row_id(db, &self.print(path))?.is_none() {
+                    return Ok(false);
+                }
+            }
+            Ok(true)
+        })
+    }
+
     /// Those of `paths` that are registered.
     ///
     /// # Errors
@@ -65,18 +80,17 @@ impl Store {
     /// [`Error::Database`].
     pub fn all_valid(&self) -> Result<BTreeSet<StorePath>> {
         self.db().read("querying all valid paths", |db| {
-            let mut statement = db.prepare_cached("select path from ValidPaths")?;
+            // From the index alone, and sorted: a set is made of that at one stroke.
+            let mut statement = db.prepare_cached("select path from ValidPaths order by path")?;
             let mut rows = statement.query([])?;
-            let mut paths = BTreeSet::new();
+            let mut paths = Vec::new();
             while let Some(row) = rows.next()? {
                 match self.parse_row(row.get_ref(0)?.as_str().map_err(rusqlite::Error::from)?) {
-                    Ok(path) => {
-                        paths.insert(path);
-                    }
+                    Ok(path) => paths.push(path),
                     Err(error) => tracing::warn!(%error, "ignored"),
                 }
             }
-            Ok(paths)
+            Ok(paths.into_iter().collect())
         })
     }
 

@@ -440,12 +440,12 @@ impl TempRoots {
         self.add_how(paths, Wait::Until(&NEVER)).map(drop)
     }
 
-    /// Like [`TempRoots::add`], but rather than wait it returns `false`, having done nothing. It takes microseconds.
+    /// Like [`TempRoots::add_all`], but rather than wait it returns `false`, having done nothing. It takes microseconds.
     ///
     /// # Errors
     /// As [`TempRoots::add`].
-    pub fn try_add(&self, path: &StorePath) -> Result<bool> {
-        self.add_how(std::slice::from_ref(path), Wait::No)
+    pub fn try_add_all(&self, paths: &[StorePath]) -> Result<bool> {
+        self.add_how(paths, Wait::No)
     }
 
     fn add_how(&self, paths: &[StorePath], wait: Wait<'_>) -> Result<bool> {

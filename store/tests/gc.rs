@@ -717,7 +717,7 @@ fn files_of_temporary_roots() {
     let one = test.store.temp_roots();
     one.add(&a).unwrap();
     one.add(&a).unwrap();
-    assert!(one.try_add(&b).unwrap());
+    assert!(one.try_add_all(std::slice::from_ref(&b)).unwrap());
     let two = test.store.temp_roots();
     two.add_all(&[b.clone(), c, d]).unwrap();
     assert_eq!(read().len(), base.len() + 4);
