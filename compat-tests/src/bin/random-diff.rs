@@ -302,7 +302,9 @@ fn search(options: &Run) -> Result<bool> {
             found += 1;
             eprintln!("random-diff: seed {seed}: disagreement about {}", first.verb);
             let (shown, lines) =
-                if options.no_shrink { (case, first.lines) } else { smaller(&mut pair, case, Duration::from_secs(options.shrink_time))? };
+                if options.no_shrink { (case, Vec::new()) } else { smaller(&mut pair, case, Duration::from_secs(options.shrink_time))? };
+            // None when it was not seen again: a matter of time.
+            let lines = if lines.is_empty() { first.lines } else { lines };
             let file = options.found.join(format!("seed-{seed}.case"));
             let text = format!("# seed {seed}\n{}{shown}", comment(&lines));
             fs::write(&file, &text)?;

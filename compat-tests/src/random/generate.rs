@@ -583,12 +583,14 @@ impl Generator {
     }
 
     fn collect(&mut self) {
+        if self.losses {
+            return self.query();
+        }
         let (action, paths) = match self.random.below(10) {
             0..=2 => ("live", list([])),
-            3..=5 if !self.losses => ("dead", list([])),
-            6..=7 if !self.losses => ("specific", self.paths(3)),
-            8..=9 if !self.losses => ("delete", list([])),
-            _ => ("live", list([])),
+            3..=5 => ("dead", list([])),
+            6..=7 => ("specific", self.paths(3)),
+            _ => ("delete", list([])),
         };
         let mut args = vec![word(action), paths];
         match self.random.below(20) {
