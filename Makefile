@@ -8,7 +8,7 @@ export RUSTDOCFLAGS := -D warnings
 
 CARGO ?= cargo
 scripts = pre-inst-env .ci/run $(filter-out build-aux/bin %.scm,$(wildcard build-aux/*)) build-aux/bin/fruix \
-  examples/debian/relocate.sh $(shell find compat-tests -name '*.sh')
+  examples/debian/relocate.sh $(shell find freebsd -name '*.sh') $(wildcard freebsd/dist/rc.d/*) $(wildcard freebsd/dist/periodic/*) $(shell find compat-tests -name '*.sh')
 
 # What a daemon must endure: taken over, asked by many, collecting all the time, attacked.  Some 25 minutes; scenarios-short is part of
 # `make check' and takes two.
@@ -44,10 +44,22 @@ random: roots
 random-short: roots
 	./compat-tests/random/run.sh --time=30 --seed=1
 
+# The workspace for FreeBSD: linted (which is what `make check` has room for), and built.  Needs package registries only.
+cross-freebsd-lint: prepare
+	./build-aux/cross-freebsd clippy --workspace --all-targets -- -D warnings
+
+cross-freebsd: cross-freebsd-lint
+	./build-aux/cross-freebsd build --workspace --bins
+
+# The tests for FreeBSD, run by FREEBSD_GUEST=COMMAND in a guest; see build-aux/check-freebsd.
+check-freebsd: prepare
+	./build-aux/check-freebsd
+
+.PHONY: cross-freebsd cross-freebsd-lint check-freebsd
 .PHONY: bench crash check random random-short scenarios scenarios-short heavy prepare format lint test doc licences scripts roots main-job
 
 check: SECONDS_AT_START := $(shell date +%s)
-check: prepare format lint test doc licences scripts main-job scenarios-short random-short
+check: prepare format lint cross-freebsd-lint test doc licences scripts main-job scenarios-short random-short
 	@echo "make check: all passed in $$(($$(date +%s) - $(SECONDS_AT_START))) s"
 
 # Packages of the machine itself.  A cargo is needed beforehand: see build-aux/build-fruixd.
