@@ -158,6 +158,12 @@ impl Side {
             };
             match step {
                 Step::Call { request, shape, sorted, last } => {
+                    // guix-daemon's sessions take for good what they have built or looked at themselves.
+                    let stays = op.args.iter().any(|arg| arg.as_word() == "stay");
+                    let repairs = op.args.iter().any(|arg| arg.as_word() == "repair");
+                    if repairs && !stays && clients.remove(&op.client).is_some() {
+                        std::thread::sleep(FAREWELL);
+                    }
                     let mut connection = match clients.remove(&op.client) {
                         Some(connection) => connection,
                         None => match self.connect(&op.client) {
@@ -211,7 +217,7 @@ impl Side {
                     }
                     // guix-daemon's sessions are of no use after a collection: others do not see their temporary roots any more. What they have
                     // looked at for sharing files, they keep.
-                    let collected = ["gc", "optimise"].contains(&op.verb.as_str()) && !op.args.iter().any(|arg| arg.as_word() == "stay");
+                    let collected = ["gc", "optimise"].contains(&op.verb.as_str()) && !stays;
                     let keeps = matches!(outcome, Outcome::Reply(_) | Outcome::Error(..)) && !last && !collected;
                     transcript.push(match outcome {
                         Outcome::Reply(reply) => format!("  => {reply}"),
