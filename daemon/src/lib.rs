@@ -22,6 +22,7 @@ pub mod platform;
 mod replies;
 pub mod requester;
 pub mod roots;
+mod runtime_roots;
 pub mod sandbox;
 pub mod scheduler;
 pub mod server;

@@ -18,7 +18,7 @@ use fruix_protocol::nar;
 use fruix_protocol::ops::{self, GcResults, PathInfo, Service, SubstitutableInfo};
 use fruix_protocol::server::{self as wire, Log, OpError, Work};
 use fruix_store::Error as StoreError;
-use fruix_store::{GcAction, GcOptions, ProcRoots, Repair, Report, Store, TempRoots, Verbosity};
+use fruix_store::{GcAction, GcOptions, Repair, Report, Store, TempRoots, Verbosity};
 use tokio::runtime::Handle;
 
 use crate::error::Error;
@@ -27,6 +27,7 @@ use crate::options::ClientOptions;
 use crate::replies::Replies;
 use crate::requester::{LineSink, Requester};
 use crate::roots::keep;
+use crate::runtime_roots::runtime_roots;
 use crate::scheduler::{BuildMode, Target, Wanted, blocking};
 use crate::server::Shared;
 use crate::share;
@@ -327,9 +328,8 @@ impl Service for Session {
         let options = GcOptions { action, paths_to_delete, max_freed: request.max_freed };
         // Who asks for a collection gives up what he has used so far: clients delete what they just built, on the same connection.
         self.roots = Arc::new(self.store().temp_roots());
-        let found = self
-            .long(work, move |store, report, cancel| Ok(store.collect_garbage(&options, &ProcRoots::default(), report, cancel)?))
-            .await?;
+        let found =
+            self.long(work, move |store, report, cancel| Ok(store.collect_garbage(&options, &runtime_roots(), report, cancel)?)).await?;
         Ok(GcResults { paths: found.paths.into_iter().map(BString::from).collect(), bytes_freed: found.bytes_freed, obsolete: 0 })
     }
 

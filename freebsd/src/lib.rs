@@ -26,6 +26,6 @@ pub use parameters::{Network, Parameter, Rights, Value, parameters};
 pub use recorder::Recorder;
 #[cfg(target_os = "freebsd")]
 pub use sys::{
-    Forked, attach_jail, become_reaper, close_all_but, close_from, fix_addresses, forbid_tracing, fork, loopback_up, no_new_privileges,
-    set_death_signal, set_title, signal_descendants, sysctl_number,
+    Forked, attach_jail, become_reaper, close_all_but, close_from, fix_addresses, for_each_process, forbid_tracing, fork, loopback_up,
+    no_new_privileges, set_death_signal, set_title, signal_descendants, sysctl_number,
 };

@@ -567,3 +567,53 @@ pub fn close_all_but(kept: BorrowedFd<'_>) -> io::Result<()> {
     close_from(kept.max(2) + 1);
     Ok(())
 }
+
+/// Asks the kernel something of unknown length; `None` where the process is gone or not to be asked about.
+fn sysctl_bytes(request: &[c_int]) -> io::Result<Option<Vec<u8>>> {
+    let count = libc::c_uint::try_from(request.len()).map_err(io::Error::other)?;
+    let mut room = 0;
+    loop {
+        let mut size = room;
+        let mut answer = vec![0_u8; room];
+        let buffer = if room == 0 { std::ptr::null_mut() } else { answer.as_mut_ptr().cast() };
+        // SAFETY: request and answer live through the call and are as long as they say; without a buffer only the length is told.
+        match check(unsafe { libc::sysctl(request.as_ptr(), count, buffer, &raw mut size, std::ptr::null(), 0) }) {
+            Ok(_) if room == 0 && size > 0 => room = size.saturating_add(size / 4).saturating_add(4096),
+            Ok(_) => {
+                answer.truncate(size);
+                return Ok(Some(answer));
+            }
+            // There is more by now.
+            Err(error) if error.raw_os_error() == Some(libc::ENOMEM) => room = room.saturating_mul(2).max(65536),
+            Err(error) => {
+                return match error.raw_os_error() {
+                    Some(libc::ESRCH | libc::EPERM | libc::EACCES | libc::ENOENT | libc::EINVAL | libc::EBUSY) => Ok(None),
+                    _ => Err(error),
+                };
+            }
+        }
+    }
+}
+
+/// Calls `each` with bytes in which all paths stand that a process uses: its program, directories, open and mapped files, environment. They are the
+/// kernel's own records, of every process that the caller may look at.
+///
+/// # Errors
+/// The kernel refuses to list processes.
+pub fn for_each_process(mut each: impl FnMut(&[u8])) -> io::Result<()> {
+    let list = sysctl_bytes(&[libc::CTL_KERN, libc::KERN_PROC, libc::KERN_PROC_PROC, 0])?.unwrap_or_default();
+    let size = size_of::<libc::kinfo_proc>();
+    if list.len() < size {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    for record in list.chunks_exact(size) {
+        let start = std::mem::offset_of!(libc::kinfo_proc, ki_pid);
+        let Some(pid) = record.get(start..start + 4).and_then(|bytes| bytes.try_into().ok()).map(i32::from_ne_bytes) else { continue };
+        for what in [libc::KERN_PROC_PATHNAME, libc::KERN_PROC_FILEDESC, libc::KERN_PROC_VMMAP, libc::KERN_PROC_ENV, libc::KERN_PROC_CWD] {
+            if let Some(bytes) = sysctl_bytes(&[libc::CTL_KERN, libc::KERN_PROC, what, pid])? {
+                each(&bytes);
+            }
+        }
+    }
+    Ok(())
+}
