@@ -69,8 +69,10 @@ pub enum Damage {
     Delete,
     /// It becomes writable.
     Chmod,
-    /// It is from today.
+    /// It is from today; directories are left alone.
     Touch,
+    /// It is from today, directories too.
+    Age,
     /// It is made, as a file that nobody registered.
     Junk,
 }
@@ -409,6 +411,7 @@ impl Plan {
                     "delete" => Damage::Delete,
                     "chmod" => Damage::Chmod,
                     "touch" => Damage::Touch,
+                    "age" => Damage::Age,
                     "junk" => Damage::Junk,
                     _ => return None,
                 };

@@ -216,8 +216,8 @@ impl Side {
                         self.sweep()?;
                     }
                     // guix-daemon's sessions are of no use after a collection: others do not see their temporary roots any more. What they have
-                    // looked at for sharing files, they keep.
-                    let collected = ["gc", "optimise"].contains(&op.verb.as_str()) && !stays;
+                    // looked at for sharing files, they keep; what was only ensured, they do not.
+                    let collected = ["gc", "optimise", "ensure"].contains(&op.verb.as_str()) && !stays;
                     let keeps = matches!(outcome, Outcome::Reply(_) | Outcome::Error(..)) && !last && !collected;
                     transcript.push(match outcome {
                         Outcome::Reply(reply) => format!("  => {reply}"),
@@ -300,6 +300,25 @@ pub fn sweep(frx: &Path) -> Result<()> {
 }
 
 fn harm(file: &Path, damage: Damage) -> std::io::Result<()> {
+    // Their times as they were: fruixd puts those of directories right where it looks for files to share.
+    let directories = [Some(file), file.parent()].into_iter().flatten();
+    let times: Vec<_> = directories
+        .filter_map(|directory| {
+            let metadata = fs::symlink_metadata(directory).ok()?;
+            metadata.is_dir().then(|| metadata.modified().ok()).flatten().map(|time| (directory, time))
+        })
+        .collect();
+    let done = harm_file(file, damage);
+    if damage == Damage::Age {
+        return done;
+    }
+    for (directory, time) in times {
+        let _ = OpenOptions::new().read(true).open(directory).and_then(|directory| directory.set_modified(time));
+    }
+    done
+}
+
+fn harm_file(file: &Path, damage: Damage) -> std::io::Result<()> {
     let kind = fs::symlink_metadata(file).map(|metadata| metadata.file_type());
     if damage == Damage::Junk {
         return match kind {
@@ -327,9 +346,8 @@ fn harm(file: &Path, damage: Damage) -> std::io::Result<()> {
         Damage::Delete => fs::remove_file(file),
         _ if kind.is_symlink() => Err(std::io::ErrorKind::Unsupported.into()),
         Damage::Chmod => fs::set_permissions(file, Permissions::from_mode(0o755)),
-        // fruixd puts the times of directories right where it looks for files to share.
         Damage::Touch if kind.is_dir() => Err(std::io::ErrorKind::Unsupported.into()),
-        Damage::Touch => OpenOptions::new().read(true).open(file)?.set_modified(SystemTime::now()),
+        Damage::Age | Damage::Touch => OpenOptions::new().read(true).open(file)?.set_modified(SystemTime::now()),
         Damage::Junk => Ok(()),
     }
 }
