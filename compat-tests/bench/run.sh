@@ -1,8 +1,8 @@
 #!/bin/bash
 # run.sh [--turns=N] [--only=B2,...] [--quick] [--no-trace] : guix-daemon 1.5.0 and fruixd on the same work, side by side.
 #
-# Each has a store of its own, on one file system, below FRUIX_BENCH_STORES (/var/tmp); at most some 8 GB.  docs/performance.md says what is
-# measured and how.  The tables go to standard output and to target/bench.md.
+# Each has a store of its own, on one file system (ext4 in a file, if it can be mounted), below FRUIX_BENCH_STORES (/var/tmp); at most
+# 24 GB.  docs/performance.md says what is measured and how.  The tables go to standard output and to target/bench.md.
 #   FRUIXD=FILE          another fruixd than target/fruixd
 #   FRUIXD_FLAGS=...     further flags for it
 #   FRUIXD_ALSO=...      flags of the third side, a fruixd that takes part in what adds: --sync-additions; empty for none
@@ -38,6 +38,10 @@ clean_up() {
 trap clean_up EXIT
 trap 'exit 130' INT TERM
 mkdir -p /frx "$work/stores"
+# A file system of its own where that can be had: on ext4 it costs to create files where others have removed some in the last minutes.
+"$checkout/build-aux/install-packages" e2fsprogs mount
+truncate -s 24G "$work/image"
+mkfs.ext4 -q -F -N 1500000 -E lazy_itable_init=0,lazy_journal_init=0 "$work/image"
 # Copies: cargo may write the next ones while these run.
 install "$(readlink -f "${FRUIXD:-$checkout/target/fruixd}")" "$work/fruixd"
 install "${FRUIX_BENCH:-$checkout/target/release/bench}" "$work/bench"
@@ -59,7 +63,8 @@ fi
 # shellcheck disable=SC2016 # expanded by the inner shell
 unshare --mount --pid --fork --kill-child --mount-proc --propagation private /bin/bash -c '
   work=$1; shift
-  mount --bind "$work/stores" /frx && ulimit -n 16384 || exit
+  mount -o loop,noatime "$work/image" /frx 2>/dev/null || mount --bind "$work/stores" /frx || exit
+  ulimit -n 16384 || exit
   # No exec: the namespace needs a first process that reaps what guix-daemon leaves.
   "$work/bench" --root=/frx --out="$work/tables" "$@"
   exit' bench "$work" "${sides[@]}" "$@" </dev/null 8>&- &

@@ -79,6 +79,16 @@ impl Store {
         self.publish_file(info, parsed, contents)
     }
 
+    /// What [`Store::add_text`] would return, if the text is there already and nobody need be waited for: in microseconds for a text of some
+    /// kilobytes. It is a root of `roots` then.
+    ///
+    /// # Errors
+    /// [`Error::BadName`], [`Error::Database`], [`Error::Io`].
+    pub fn has_text(&self, roots: &TempRoots, name: &str, contents: &[u8], references: &BTreeSet<StorePath>) -> Result<Option<StorePath>> {
+        let path = text_path(self.store_dir(), name, contents, references).map_err(bad_name)?;
+        Ok((roots.try_add_all(std::slice::from_ref(&path))? && self.is_valid(&path)?).then_some(path))
+    }
+
     /// Adds what one archive holds under the name `name`, and makes it a root of `roots`. The path follows from the hash of the archive with
     /// `recursive`, else from that of the one file in it, which then is added without its executable bit.
     ///

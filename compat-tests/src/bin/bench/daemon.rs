@@ -27,6 +27,9 @@ pub(crate) struct Side {
 /// How the calls that wait for the disk are counted: outside of the turns that are timed.
 const SYNCS: &str = "fsync,fdatasync,syncfs,sync_file_range,sync";
 
+/// Bytes that are to be free for a turn.
+const SPACE: u64 = 8 << 30;
+
 impl Side {
     pub(crate) fn store(&self) -> StoreDir {
         StoreDir::new(&self.root.join("store").to_string_lossy())
@@ -40,10 +43,17 @@ impl Side {
         self.root.join("var/socket")
     }
 
-    /// Removes store and state. What was written until then is on the disk afterwards, so that the next turn does not pay for it.
+    /// Makes store and state anew. What was there is moved out of the way and removed only when the disk gets full: creating files where
+    /// others have been removed a moment ago is slow. What was written until then is on the disk afterwards, so that the next turn does not pay for it.
     pub(crate) fn wipe(&self) -> Result<()> {
+        let aside = self.root.with_file_name("aside");
         if self.root.exists() {
-            fs::remove_dir_all(&self.root)?;
+            fs::create_dir_all(&aside)?;
+            fs::rename(&self.root, aside.join(fs::read_dir(&aside)?.count().to_string()))?;
+        }
+        let disk = nix::sys::statvfs::statvfs(self.root.parent().unwrap_or(&self.root))?;
+        if disk.blocks_available().saturating_mul(disk.fragment_size()) < SPACE {
+            fs::remove_dir_all(&aside)?;
         }
         for directory in ["store", "var/log", "etc"] {
             fs::create_dir_all(self.root.join(directory))?;
