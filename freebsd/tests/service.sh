@@ -33,7 +33,8 @@ path=$(fruix add /tmp/hello) || fail add
 [ "$(cat "$path")" = hello ] || fail "the store has $path"
 fruix path-info "$path" || fail path-info
 fruix roots || fail roots
-fruix gc --list-dead | grep -q "$path" || fail list-dead
+fruix gc --list-dead >/tmp/dead || fail list-dead
+grep -q "$path" /tmp/dead || fail "$path is alive: $(procstat -a -e -f 2>/dev/null | grep -c "$path") records name it"
 fruix gc || fail gc
 [ ! -e "$path" ] || fail "$path is not collected"
 fruix package 2>&1 | grep -q 'needs guix' || fail "more is asked than fruix can, and it does not say so"

@@ -570,21 +570,23 @@ pub fn close_all_but(kept: BorrowedFd<'_>) -> io::Result<()> {
 
 /// Asks the kernel something of unknown length; `None` where the process is gone or not to be asked about.
 fn sysctl_bytes(request: &[c_int]) -> io::Result<Option<Vec<u8>>> {
+    /// More than any record; with less than that to spare, something may have been left out.
+    const SPARE: usize = 8192;
+    /// More than this is no answer.
+    const LIMIT: usize = 256 << 20;
     let count = libc::c_uint::try_from(request.len()).map_err(io::Error::other)?;
-    let mut room = 0;
-    loop {
+    let mut room = 64 << 10;
+    while room <= LIMIT {
         let mut size = room;
         let mut answer = vec![0_u8; room];
-        let buffer = if room == 0 { std::ptr::null_mut() } else { answer.as_mut_ptr().cast() };
-        // SAFETY: request and answer live through the call and are as long as they say; without a buffer only the length is told.
-        match check(unsafe { libc::sysctl(request.as_ptr(), count, buffer, &raw mut size, std::ptr::null(), 0) }) {
-            Ok(_) if room == 0 && size > 0 => room = size.saturating_add(size / 4).saturating_add(4096),
-            Ok(_) => {
+        // SAFETY: request and answer live through the call and are as long as they say.
+        match check(unsafe { libc::sysctl(request.as_ptr(), count, answer.as_mut_ptr().cast(), &raw mut size, std::ptr::null(), 0) }) {
+            Ok(_) if size <= room - SPARE => {
                 answer.truncate(size);
                 return Ok(Some(answer));
             }
-            // There is more by now.
-            Err(error) if error.raw_os_error() == Some(libc::ENOMEM) => room = room.saturating_mul(2).max(65536),
+            Ok(_) => {}
+            Err(error) if error.raw_os_error() == Some(libc::ENOMEM) => {}
             Err(error) => {
                 return match error.raw_os_error() {
                     Some(libc::ESRCH | libc::EPERM | libc::EACCES | libc::ENOENT | libc::EINVAL | libc::EBUSY) => Ok(None),
@@ -592,7 +594,9 @@ fn sysctl_bytes(request: &[c_int]) -> io::Result<Option<Vec<u8>>> {
                 };
             }
         }
+        room *= 2;
     }
+    Err(io::Error::from_raw_os_error(libc::ENOMEM))
 }
 
 /// Calls `each` with bytes in which all paths stand that a process uses: its program, directories, open and mapped files, environment. They are the
