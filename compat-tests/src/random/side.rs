@@ -217,7 +217,7 @@ impl Side {
                     }
                     // guix-daemon's sessions are of no use after a collection: others do not see their temporary roots any more. What they have
                     // looked at for sharing files, they keep; what was only ensured, they do not.
-                    let collected = ["gc", "optimise", "ensure"].contains(&op.verb.as_str()) && !stays;
+                    let collected = ["gc", "optimise", "verify", "ensure"].contains(&op.verb.as_str()) && !stays;
                     let keeps = matches!(outcome, Outcome::Reply(_) | Outcome::Error(..)) && !last && !collected;
                     transcript.push(match outcome {
                         Outcome::Reply(reply) => format!("  => {reply}"),
