@@ -76,7 +76,7 @@ while read -r word rest; do
     start) start ;;
     stop) stop; echo stopped ;;
     sweep)
-      "$SELF" sweep /frx
+      "$SELF" sweep /frx 2>&1 || { echo "cannot sweep"; ls -l /frx/var/db; tail -n 5 /run/daemon.log; exit 1; }
       echo swept
       ;;
     dump)

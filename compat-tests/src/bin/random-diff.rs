@@ -284,7 +284,17 @@ fn search(options: &Run) -> Result<bool> {
     let mut seed = options.seed;
     while start.elapsed() < Duration::from_secs(options.time) && found < options.stop {
         let case = generate::case(seed);
-        let transcripts = pair.run(&case)?;
+        let transcripts = match pair.run(&case) {
+            Ok(transcripts) => transcripts,
+            Err(error) => {
+                // A daemon that cannot be run is not what was asked for either.
+                found += 1;
+                eprintln!("random-diff: seed {seed}: {error}");
+                pair = Pair::new()?;
+                seed += 1;
+                continue;
+            }
+        };
         cases += 1;
         operations += case.ops.len();
         for (head, lines) in sections(&transcripts[1]) {
@@ -301,8 +311,15 @@ fn search(options: &Run) -> Result<bool> {
         if let Some(first) = disagreement(&case, &transcripts) {
             found += 1;
             eprintln!("random-diff: seed {seed}: disagreement about {}", first.verb);
-            let (shown, lines) =
-                if options.no_shrink { (case, Vec::new()) } else { smaller(&mut pair, case, Duration::from_secs(options.shrink_time))? };
+            let (shown, lines) = if options.no_shrink {
+                (case, Vec::new())
+            } else {
+                smaller(&mut pair, case.clone(), Duration::from_secs(options.shrink_time)).or_else(|error| {
+                    eprintln!("random-diff: seed {seed}: {error}");
+                    pair = Pair::new()?;
+                    Ok::<_, Box<dyn std::error::Error + Send + Sync>>((case, Vec::new()))
+                })?
+            };
             // None when it was not seen again: a matter of time.
             let lines = if lines.is_empty() { first.lines } else { lines };
             let file = options.found.join(format!("seed-{seed}.case"));

@@ -250,10 +250,10 @@ impl Generator {
         } else {
             self.tree(3)
         };
-        // guix-daemon follows a link that is called like a derivation.
+        // guix-daemon follows a link that is called like a derivation, and cannot read a directory.
         let derivation = matches!(&name, Value::Text(name) if name.ends_with(b".drv"));
-        let link = tree.items().first().is_some_and(|kind| kind.as_word() == "link");
-        let tree = if derivation && link { keyed("file", [text("x")]) } else { tree };
+        let file = tree.items().first().is_some_and(|kind| kind.as_word() == "file");
+        let tree = if derivation && !file { keyed("file", [text("x")]) } else { tree };
         self.trees.push(tree.clone());
         let algo = if self.random.chance(60) {
             "sha256"
