@@ -303,9 +303,9 @@ impl Generator {
             env.push(list([text("who"), self.path()]));
         }
         if self.random.chance(12) {
-            let key = self
-                .random
-                .pick(&["allowedReferences", "disallowedReferences", "allowedRequisites", "disallowedRequisites"].map(str::to_owned));
+            // guix-daemon does not find what an output needs when another of the same build is among it.
+            let keys = ["allowedReferences", "disallowedReferences", "allowedRequisites", "disallowedRequisites"].map(str::to_owned);
+            let key = self.random.pick(keys.get(..if outputs.len() == 1 { 4 } else { 2 }).unwrap_or_default());
             let mut value = vec![];
             for _ in 0..self.random.below(3) {
                 value.push(if self.random.chance(20) { text(outputs.first().cloned().unwrap_or_default()) } else { self.path() });
@@ -667,6 +667,8 @@ impl Generator {
     fn damage(&mut self) {
         let path = self.path();
         // Something in it, now and then.
+        // Not derivations: fruixd remembers some of what it has read of them.
+        let path = if self.drvs.iter().any(|drv| drv.id == path.as_word()) { self.output() } else { path };
         let within = self.random.chance(20);
         let path = if within { list([path, text("/a")]) } else { path };
         let how = self.random.pick(&["append", "append", "delete", "chmod", "touch", "junk"].map(str::to_owned));
