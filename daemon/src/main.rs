@@ -48,6 +48,9 @@ fn run(flags: &Flags) -> Result<(), Error> {
     fruix_store::ensure_store_writable(&server::store_config(&settings, None))?;
     // Before anything else is opened or started: the helper that starts builders is a copy of this process as it is now.
     let spawner = start_spawner(&settings)?;
+    // The allocator touches a little of each of many large pages, each of which the kernel would have to clear first. Builders are not concerned.
+    #[cfg(target_os = "linux")]
+    let _ = nix::sys::prctl::set_thp_disable(true);
     let level = if settings.debug { "debug" } else { "info" };
     let filter = EnvFilter::try_from_env("FRUIXD_LOG").unwrap_or_else(|_| EnvFilter::new(level));
     tracing_subscriber::fmt()

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use fruix_store::Store;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
@@ -20,6 +21,8 @@ use crate::users::UserPool;
 
 /// Threads for what blocks, at the most; they end when there is nothing to do.
 const BLOCKING_THREADS: usize = 2048;
+/// Small additions at a time.
+const SMALL_ADDITIONS: usize = 2;
 /// How long builds may take to end when the daemon is told to stop.
 const CLEAN_UP: std::time::Duration = std::time::Duration::from_secs(20);
 
@@ -33,6 +36,8 @@ pub struct Shared {
     pub scheduler: Scheduler,
     users: Option<Arc<UserPool>>,
     shares: Shares,
+    /// Turns at adding something small on a thread of the sessions. There are more of those than turns.
+    pub small_additions: Semaphore,
     next: AtomicU64,
 }
 
@@ -87,6 +92,7 @@ pub fn open_store(settings: &Settings, build_users_gid: Option<u32>) -> Result<S
 pub fn run(settings: Settings, spawner: SpawnerHandle, sockets: Vec<Socket>) -> Result<(), Error> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
+        .worker_threads(std::thread::available_parallelism().map_or(1, usize::from).saturating_add(SMALL_ADDITIONS))
         // A slow upload holds one; a slow client must not keep others from theirs.
         .max_blocking_threads(BLOCKING_THREADS)
         .build()
@@ -117,6 +123,7 @@ async fn serve(
         scheduler,
         users,
         shares: Shares::new(share::raise_descriptors()),
+        small_additions: Semaphore::new(SMALL_ADDITIONS),
         next: AtomicU64::new(1),
     });
     let failed = |source| Error::io("taking over", std::path::Path::new("socket"), source);

@@ -28,7 +28,7 @@ use crate::replies::Replies;
 use crate::requester::{LineSink, Requester};
 use crate::roots::keep;
 use crate::runtime_roots::runtime_roots;
-use crate::scheduler::{BuildMode, Target, Wanted, blocking, in_place};
+use crate::scheduler::{BuildMode, Target, Wanted, blocking};
 use crate::server::Shared;
 use crate::share;
 
@@ -38,7 +38,8 @@ const HANDSHAKE: Duration = Duration::from_secs(60);
 const STALL: Duration = Duration::from_secs(600);
 /// How often a repair looks whether its client is gone.
 const CANCEL_POLL: Duration = Duration::from_millis(200);
-/// Texts up to this many bytes are added without another thread: to wake that, and then this one, takes longer than the addition.
+/// Texts up to this many bytes are added without another thread, if nobody need be waited for: to wake that, and then this one, takes longer
+/// than the addition.
 const SMALL_TEXT: usize = 64 * 1024;
 /// What a client is told that asks for signatures: there are no keys.
 const NO_SIGNATURES: &str = "signing and checking of archives is switched off in this daemon";
@@ -244,17 +245,13 @@ impl Service for Session {
     async fn add_text_to_store(&mut self, request: ops::AddTextToStore, _: &mut Work) -> Result<StorePath, OpError> {
         let references = request.references.into_iter().collect();
         let name = request.name.to_str_lossy().into_owned();
-        // Most are there already, and to be told so they need no thread of their own.
-        if request.text.len() <= SMALL_TEXT
-            && let Some(path) = told(self.store().has_text(&self.roots, &name, &request.text, &references))?
-        {
-            return Ok(path);
+        if request.text.len() <= SMALL_TEXT {
+            let _turn = self.shared.small_additions.acquire().await;
+            if let Some(path) = told(self.store().add_text_at_once(&self.roots, &name, &request.text, &references))? {
+                return Ok(path);
+            }
         }
         let roots = Arc::clone(&self.roots);
-        if request.text.len() <= SMALL_TEXT {
-            let _thread = self.share.thread().await;
-            return told(in_place(|| self.store().add_text(&roots, &name, &request.text, &references)));
-        }
         self.block(move |store| Ok(store.add_text(&roots, &name, &request.text, &references)?)).await
     }
 

@@ -102,6 +102,8 @@ struct State {
     working: bool,
     carrying: Carrying,
     dropped_lines: u64,
+    /// Threads that wait for a change.
+    blocked: usize,
     /// Since when a handler has been waiting for the client, without a byte going either way.
     waiting_since: Option<Instant>,
     session: Option<Waker>,
@@ -206,8 +208,20 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
-        self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
+    fn wait<'a>(&self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        state.blocked += 1;
+        let mut state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        state.blocked = state.blocked.saturating_sub(1);
+        state
+    }
+
+    /// Wakes the threads that wait, without asking the system when there is none.
+    fn wake(&self, state: MutexGuard<'_, State>) {
+        let anybody = state.blocked > 0;
+        drop(state);
+        if anybody {
+            self.changed.notify_all();
+        }
     }
 
     /// An operation starts; handles of earlier ones are dead.
@@ -244,8 +258,7 @@ impl Shared {
         state.carrying = Carrying::Nothing;
         let wakers = [state.reader.take(), state.writer.take()];
         state.session = None;
-        drop(state);
-        self.changed.notify_all();
+        self.wake(state);
         wakers.into_iter().flatten().for_each(Waker::wake);
     }
 
@@ -304,8 +317,7 @@ impl Shared {
         state.full = false;
         state.waiting_since = None;
         let waker = state.reader.take();
-        drop(state);
-        self.changed.notify_all();
+        self.wake(state);
         if let Some(waker) = waker {
             waker.wake();
         }
@@ -330,8 +342,7 @@ impl Shared {
         state.output.consume(count);
         state.waiting_since = None;
         let waker = state.writer.take();
-        drop(state);
-        self.changed.notify_all();
+        self.wake(state);
         if let Some(waker) = waker {
             waker.wake();
         }
