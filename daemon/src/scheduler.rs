@@ -755,6 +755,9 @@ impl Inner {
             }
             _ => {}
         }
+        // What it needs as it is, too: a derivation may leave that out of its references.
+        audience.keeps(std::iter::once(drv_path).chain(drv.output_paths()).chain(&drv.input_srcs).cloned().collect());
+        audience.root_for_all().await?;
         if let Some(result) = self.realise_inputs(&drv, mode, &shown, audience, way, depth).await? {
             return Ok(result);
         }

@@ -178,7 +178,7 @@ impl Generator {
             1 => text(""),
             2 => text("/tmp/x"),
             3 => text("/frx/store/00000000000000000000000000000000-x y"),
-            4 => text("/frx/store/.links"),
+            4 => text("/frx/store/00000000000000000000000000000000"),
             5 => list([some, text("/sub")]),
             6 => list([some, text("x")]),
             _ => text("/frx/store/EEEEEEEEEEEEEEEEEEEEEEEEEEEEEEEE-bad-digits"),
@@ -494,7 +494,11 @@ impl Generator {
         for _ in 0..count {
             let path = match &target {
                 Some(target) => target.clone(),
-                None if self.drvs.is_empty() || self.random.chance(8) => self.path(),
+                None if self.drvs.is_empty() || self.random.chance(8) => match self.path() {
+                    // A session of guix-daemon's crashes when the name is too short.
+                    Value::Text(_) => word("m7"),
+                    path => path,
+                },
                 None => self.drv(),
             };
             let outputs = self.drvs.iter().find(|drv| drv.id == path.as_word()).map(|drv| drv.outputs.clone());
@@ -518,7 +522,6 @@ impl Generator {
         flag("keep-failed", 10, "1");
         flag("keep-going", if linear { 50 } else { 100 }, "1");
         flag("fallback", 20, "1");
-        flag("verbosity", 3, "1");
         flag("build-verbosity", 10, "1");
         flag("trace", 20, "0");
         flag("substitutes", 20, "1");

@@ -133,6 +133,16 @@ impl Side {
         Connection::open(stream, now).map_err(|outcome| format!("{}: no greeting: {outcome:?}", self.name).into())
     }
 
+    /// A connection, with options that ask to keep going.
+    fn open(&self, client: &str, plan: &mut Plan, keep_going: bool) -> Result<Connection> {
+        let mut connection = self.connect(client)?;
+        let options = Op { id: String::new(), client: String::new(), verb: "options".to_owned(), args: Vec::new() };
+        if keep_going && let Some(Step::Call { request, shape, .. }) = plan.step(&options) {
+            connection.call(&request, shape, &mut Vec::new());
+        }
+        Ok(connection)
+    }
+
     /// Removes what nobody registered, such as what a refused request left in the store: that differs on purpose (docs/differences.md), and would
     /// show in every collection after it.
     fn sweep(&mut self) -> Result<()> {
@@ -150,6 +160,8 @@ impl Side {
         let mut plan = Plan::new(Arc::clone(&self.tools));
         let mut transcript = Transcript::new();
         let mut clients: BTreeMap<String, Connection> = BTreeMap::new();
+        // guix-daemon makes its directories when the first client comes.
+        clients.insert("a".to_owned(), self.open("a", &mut plan, keep_going)?);
         for op in &case.ops {
             transcript.push(shown(op.to_string().as_bytes()));
             let Some(step) = plan.step(op) else {
@@ -166,17 +178,8 @@ impl Side {
                     }
                     let mut connection = match clients.remove(&op.client) {
                         Some(connection) => connection,
-                        None => match self.connect(&op.client) {
-                            Ok(mut connection) => {
-                                if keep_going {
-                                    let options =
-                                        Op { id: String::new(), client: String::new(), verb: "options".to_owned(), args: Vec::new() };
-                                    if let Some(Step::Call { request, shape, .. }) = plan.step(&options) {
-                                        connection.call(&request, shape, &mut Vec::new());
-                                    }
-                                }
-                                connection
-                            }
+                        None => match self.open(&op.client, &mut plan, keep_going) {
+                            Ok(connection) => connection,
                             Err(error) => {
                                 transcript.push(format!("  {error}"));
                                 continue;
