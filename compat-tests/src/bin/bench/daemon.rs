@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use fruix_drv::StoreDir;
 
 use crate::Result;
+use crate::wire::Connection;
 
 /// One of those that are compared.
 #[derive(Clone, Debug)]
@@ -102,7 +103,9 @@ impl Side {
             }
             std::thread::sleep(Duration::from_millis(10));
         }
-        // What that connection started may still be going down.
+        // guix-daemon's processes get in each other's way when several open a new store at once.
+        Connection::open(&daemon.socket)?;
+        // What these connections started may still be going down.
         std::thread::sleep(Duration::from_millis(200));
         Ok(daemon)
     }

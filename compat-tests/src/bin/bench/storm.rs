@@ -17,6 +17,9 @@ pub(crate) struct Text {
     pub(crate) path: String,
     /// For a derivation what it would make.
     pub(crate) output: Option<String>,
+    /// What goes onto the disk, and what it refers to.
+    pub(crate) contents: Vec<u8>,
+    pub(crate) references: Vec<String>,
 }
 
 /// Numbers that only look like chance: the same in every run.
@@ -35,10 +38,12 @@ impl Dice {
     }
 }
 
-fn add_text(dir: &StoreDir, name: &str, contents: &[u8], references: &BTreeSet<StorePath>) -> Result<(StorePath, Request)> {
+fn add_text(dir: &StoreDir, name: &str, contents: &[u8], references: &BTreeSet<StorePath>) -> Result<(StorePath, Text)> {
     let path = text_path(dir, name, contents, references)?;
     let references: Vec<String> = references.iter().map(|path| dir.display(path)).collect();
-    Ok((path, Request::new(8).string(name).string(contents).strings(&references)))
+    let request = Request::new(8).string(name).string(contents).strings(&references);
+    let text = Text { request, path: dir.display(&path), output: None, contents: contents.to_vec(), references };
+    Ok((path, text))
 }
 
 /// What the daemon is asked to add as `name`, with some 2 KB of text.
@@ -50,8 +55,7 @@ pub(crate) fn plain_text(dir: &StoreDir, name: &str) -> Result<Text> {
         contents.push_str(&format!("  (invoke \"make\" \"-C\" \"src/{line}\" \"install\" (string-append \"prefix=\" (getenv \"out\")))\n"));
     }
     contents.push_str(")\n");
-    let (path, request) = add_text(dir, name, contents.as_bytes(), &BTreeSet::new())?;
-    Ok(Text { request, path: dir.display(&path), output: None })
+    Ok(add_text(dir, name, contents.as_bytes(), &BTreeSet::new())?.1)
 }
 
 /// `count` texts in `parts` that do not refer to one another.
@@ -101,9 +105,9 @@ fn part_of_storm(dir: &StoreDir, count: usize, part: usize) -> Result<Vec<Text>>
         }
         drv.env.insert("out".into(), dir.display(&output).into());
         let hash = hash_derivation_modulo(dir, &drv, &mut hash_of)?;
-        let (path, request) = add_text(dir, &format!("{name}.drv"), &aterm::print(dir, &drv), &drv.references())?;
+        let (path, text) = add_text(dir, &format!("{name}.drv"), &aterm::print(dir, &drv), &drv.references())?;
         hashes.insert(path.clone(), hash);
-        texts.push(Text { request, path: dir.display(&path), output: Some(dir.display(&output)) });
+        texts.push(Text { output: Some(dir.display(&output)), ..text });
         known.push((path, output));
     }
     Ok(texts)

@@ -240,7 +240,42 @@ pub(crate) fn storm_of_one(bench: &mut Bench, side: &Side, trace: bool) -> Resul
         all = begin.elapsed();
     }
     figures.push(rate("B3 known texts, pipelined", texts.len(), all));
+    figures.push(rate("(the machine: a file and a commit for each text of B2, and nothing else)", texts.len(), bare(side, &texts)?));
     finish(figures, daemon, connection)
+}
+
+/// How long it takes to write the files of a storm and to commit their rows one by one, without hashing, locks or a client: what a daemon that
+/// loses nothing when it is killed can at most come to on this machine.
+fn bare(side: &Side, texts: &[&Text]) -> Result<Duration> {
+    let root = side.root.join("bare");
+    fs::create_dir(&root)?;
+    let schema: Vec<String> = rusqlite::Connection::open(side.database())?
+        .prepare("select sql from sqlite_master where sql is not null and name not like 'sqlite_%'")?
+        .query_map([], |row| row.get(0))?
+        .collect::<std::result::Result<_, _>>()?;
+    let mut connection = rusqlite::Connection::open(root.join("db.sqlite"))?;
+    connection.query_row("pragma journal_mode = wal", [], |_| Ok(()))?;
+    connection.execute_batch(&format!("pragma synchronous = normal; pragma foreign_keys = 1; {};", schema.join(";")))?;
+    let hash = format!("sha256:{}", Hash::sha256("anything").base16());
+    let mut ids = std::collections::HashMap::new();
+    settle()?;
+    let begin = Instant::now();
+    for (number, text) in texts.iter().enumerate() {
+        fs::write(root.join(number.to_string()), &text.contents)?;
+        let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+        let insert = "insert into ValidPaths (path, hash, registrationTime, deriver, narSize) values (?, ?, 1700000000, null, 120)";
+        let id = transaction.prepare_cached(insert)?.insert([&text.path, &hash])?;
+        for reference in &text.references {
+            let to: Option<&i64> = ids.get(reference.as_str());
+            transaction.prepare_cached("insert or ignore into Refs (referrer, reference) values (?, ?)")?.execute((id, to))?;
+        }
+        if let Some(output) = &text.output {
+            transaction.prepare_cached("insert into DerivationOutputs (drv, id, path) values (?, 'out', ?)")?.execute((id, output))?;
+        }
+        transaction.commit()?;
+        ids.insert(text.path.as_str(), id);
+    }
+    Ok(begin.elapsed())
 }
 
 /// B2 by several clients.
