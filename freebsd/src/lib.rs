@@ -1,6 +1,6 @@
 //! FreeBSD as a build daemon needs it: jails, mounts, device rulesets, resource limits, user databases.
 //!
-//! [`Kernel`] is all that is asked of the system, one method an effect. [`Host`] is the real one (on FreeBSD only), [`Recorder`] one that is only
+//! [`Kernel`] is all that is asked of the system, one method an effect. `Host` is the real one (on FreeBSD only), [`Recorder`] one that is only
 //! data, for tests anywhere. [`Cell`] describes a jail with its root; [`set_up`] and [`tear_down`] are its life. Nothing here knows of stores or
 //! builds. All `unsafe` and all of the system's numbers are in `sys`.
 

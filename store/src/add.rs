@@ -51,7 +51,7 @@ impl Store {
         let path = text_path(self.store_dir(), name, contents, references).map_err(bad_name)?;
         roots.add(&path)?;
         let printed = self.print(&path);
-        let (valid, missing) = self.db().read("querying path in database", |db| {
+        let (valid, missing) = self.db().snapshot("querying path in database", |db| {
             if row_id(db, &printed)?.is_some() {
                 return Ok((true, None));
             }

@@ -219,10 +219,22 @@ impl Db {
             attempt += 1;
         };
         let mut readers = held(&self.readers);
-        if readers.len() < IDLE_READERS {
+        if readers.len() < IDLE_READERS && connection.is_autocommit() {
             readers.push(connection);
         }
         result
+    }
+
+    /// Like [`Db::read`], with one state of the database for all statements of `query`: each alone would have to find out anew which that is.
+    pub(crate) fn snapshot<T>(&self, action: &'static str, mut query: impl FnMut(&Connection) -> Result<T>) -> Result<T> {
+        self.read(action, |db| {
+            db.prepare_cached("begin")?.execute([])?;
+            let result = query(db);
+            if !db.is_autocommit() {
+                db.prepare_cached("commit")?.execute([])?;
+            }
+            result
+        })
     }
 
     fn reader(&self) -> Result<Connection> {

@@ -48,7 +48,7 @@ impl Store {
     /// # Errors
     /// [`Error::Database`].
     pub fn are_valid<'p>(&self, paths: impl IntoIterator<Item = &'p StorePath> + Clone) -> Result<bool> {
-        self.db().read("querying paths in database", |db| {
+        self.db().snapshot("querying paths in database", |db| {
             for path in paths.clone() {
                 if row_id(db, &self.print(path))?.is_none() {
                     return Ok(false);
@@ -63,7 +63,7 @@ impl Store {
     /// # Errors
     /// [`Error::Database`].
     pub fn filter_valid(&self, paths: &BTreeSet<StorePath>) -> Result<BTreeSet<StorePath>> {
-        self.db().read("querying paths in database", |db| {
+        self.db().snapshot("querying paths in database", |db| {
             let mut valid = BTreeSet::new();
             for path in paths {
                 if row_id(db, &self.print(path))?.is_some() {
@@ -222,7 +222,7 @@ impl Store {
     /// [`Error::NotValid`], [`Error::Database`].
     pub fn derivation_outputs(&self, drv: &StorePath) -> Result<BTreeMap<String, StorePath>> {
         let printed = self.print(drv);
-        self.db().read("querying derivation outputs", |db| {
+        self.db().snapshot("querying derivation outputs", |db| {
             let id = row_id(db, &printed)?.ok_or_else(|| self.not_valid(drv))?;
             let mut statement = db.prepare_cached("select id, path from DerivationOutputs where drv = ?1")?;
             let mut rows = statement.query([id])?;
