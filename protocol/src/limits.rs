@@ -15,6 +15,8 @@ pub const NAR_TOKEN: usize = 32;
 
 /// Memory that may be taken before any byte of a string has arrived, and the largest blind step thereafter.
 pub const GROWTH_STEP: usize = 64 * 1024;
+/// Bytes of a string that have come when room is made for the rest of it.
+pub const GROWTH_END: usize = 1024 * 1024;
 
 /// Longest short string on the wire: algorithm names, names of options, base names, hash parts.
 pub const SHORT_STRING: usize = 4096;

@@ -320,7 +320,8 @@ impl<'a> Source<'a> {
         while bytes.len() < size {
             let have = bytes.len();
             let step = (size - have).min(have.max(limits::GROWTH_STEP));
-            bytes.reserve_exact(step);
+            // Once so much has come, room for all: it takes no memory before it is filled, and what is there need not be copied again.
+            bytes.reserve_exact(if have >= limits::GROWTH_END { size - have } else { step });
             bytes.resize(have + step, 0);
             self.fill(bytes.get_mut(have..).unwrap_or_default(), what).await?;
         }

@@ -107,7 +107,12 @@ impl Store {
         let Some(_alone) = self.inner.big_lock.alone() else { return Ok(None) };
         let mut parsed = Parsed::new();
         if path.is_derivation() {
-            match self.parse_derivation(&path, contents).and_then(|drv| self.check_outputs(&path, &drv).map(|()| drv)) {
+            let checked = self.parse_derivation(&path, contents).and_then(|drv| {
+                self.check_outputs(&path, &drv)?;
+                self.know_derivation(&path, &drv)?;
+                Ok(drv)
+            });
+            match checked {
                 Ok(drv) => parsed.insert(path.clone(), drv),
                 Err(_) => return Ok(None),
             };

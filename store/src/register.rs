@@ -229,8 +229,12 @@ impl Store {
     /// # Errors
     /// [`Error::IncorrectOutput`], [`Error::NotValid`], [`Error::BadDerivation`], [`Error::BadName`].
     pub fn check_outputs(&self, path: &StorePath, drv: &Derivation) -> Result<()> {
-        self.check_outputs_among(path, drv, &Parsed::new())?;
-        // It is likely to be the next one's input, and need not be read back then. What it says follows from its path.
+        self.check_outputs_among(path, drv, &Parsed::new())
+    }
+
+    /// Notes the hash of a derivation whose outputs were checked and that follows from its path: it is likely to be the next one's input, and need
+    /// not be read back then.
+    pub(crate) fn know_derivation(&self, path: &StorePath, drv: &Derivation) -> Result<()> {
         let mut load = |input: &StorePath| if input == path { Ok(drv.clone()) } else { self.read_derivation(input) };
         self.drv_hashes().hash(self.store_dir(), path, &mut load).map(drop).map_err(|error| match error {
             ModuloError::Load { source, .. } => source,
