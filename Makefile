@@ -36,13 +36,13 @@ crash: prepare
 	FRUIXD_CRASH=$(CRASH) $(CARGO) test --locked -p fruixd --test crash -- --nocapture --test-threads 2
 
 # Random sequences of operations against guix-daemon and fruixd until they disagree, TIME seconds of them; random-short is part of
-# `make check': what was found before, and half a minute of the same sequences each time.
+# `make check': what was found before.
 TIME ?= 3600
 random: roots
 	./compat-tests/random/run.sh --time=$(TIME)
 
 random-short: roots
-	./compat-tests/random/run.sh --time=30 --seed=1
+	./compat-tests/random/run.sh replay
 
 # The workspace for FreeBSD: linted (which is what `make check` has room for), and built.  Needs package registries only.
 cross-freebsd-lint: prepare

@@ -68,7 +68,14 @@ impl Store {
     /// Reads the derivation that is at `place` and is, or will be, `path`.
     pub(crate) fn read_derivation_at(&self, path: &StorePath, place: &Place<'_>) -> Result<Derivation> {
         let shown = &place.shown;
-        let fd = open_file_at(place.dir, &place.name).map_err(Error::io("opening file", shown))?;
+        let fd = match open_file_at(place.dir, &place.name) {
+            Ok(fd) => fd,
+            // A symbolic link, for which each C library has a text of its own.
+            Err(error) if error.raw_os_error() == Some(nix::libc::ELOOP) => {
+                return Err(self.bad_derivation(path, "it is no regular file".to_owned()));
+            }
+            Err(error) => return Err(Error::io("opening file", shown)(error)),
+        };
         let stat = fstat(&fd).map_err(Error::io("getting attributes of path", shown))?;
         if kind(&stat) != SFlag::S_IFREG {
             return Err(self.bad_derivation(path, "it is no regular file".to_owned()));
