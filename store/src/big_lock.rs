@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{AT_FDCWD, OFlag, openat};
@@ -16,7 +16,7 @@ use nix::sys::stat::{Mode, fstat, lstat};
 
 use crate::fsutil::same_file;
 use crate::locks::{NEVER, READ, WRITE, Wait, set_record_lock, wait_record_lock};
-use crate::{Error, Result};
+use crate::{Error, Result, lock};
 
 /// For how long others are made to wait at most, when there is always somebody who wants to be alone.
 const ALONE: Duration = Duration::from_millis(100);
@@ -26,11 +26,6 @@ const REST: Duration = Duration::from_millis(10);
 
 /// The big locks of this process. They stay open: closing one would lose the lock for whoever else in this process has it.
 static OPEN: LazyLock<Mutex<HashMap<PathBuf, Arc<BigLock>>>> = LazyLock::new(Mutex::default);
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Each change is a single one.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// The open file, held for reading.
 #[derive(Debug)]

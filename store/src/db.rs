@@ -8,14 +8,14 @@
 //! is never an error here: whoever asks waits.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
 
 use crate::failpoints::{Moment, point};
-use crate::{Error, Result};
+use crate::{Error, Result, lock};
 
 /// The version that `DB/schema` holds. Guix never had another.
 pub(crate) const SCHEMA: i64 = 7;
@@ -96,11 +96,6 @@ pub(crate) struct Writer {
 /// Whether `error` means that another connection holds the database.
 pub(crate) fn is_busy(error: &rusqlite::Error) -> bool {
     matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::FileLockingProtocolFailed))
-}
-
-fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // What a panic leaves behind is a connection whose transaction was rolled back: as good as new.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn pause(attempt: u32) {
@@ -202,7 +197,7 @@ impl Db {
 
     /// Runs a query on a connection of the pool. `query` may run more than once, and sees one state of the database per statement.
     pub(crate) fn read<T>(&self, action: &'static str, mut query: impl FnMut(&Connection) -> Result<T>) -> Result<T> {
-        let idle = held(&self.readers).pop();
+        let idle = lock(&self.readers).pop();
         let connection = match idle {
             Some(connection) => connection,
             None => self.reader()?,
@@ -218,7 +213,7 @@ impl Db {
             }
             attempt += 1;
         };
-        let mut readers = held(&self.readers);
+        let mut readers = lock(&self.readers);
         if readers.len() < IDLE_READERS && connection.is_autocommit() {
             readers.push(connection);
         }
@@ -248,7 +243,7 @@ impl Db {
 
     /// The connection that writes. Others wait until it is given back.
     pub(crate) fn writer(&self) -> MutexGuard<'_, Writer> {
-        held(&self.writer)
+        lock(&self.writer)
     }
 
     /// [`Writer::write`] when nobody else writes.
@@ -259,7 +254,7 @@ impl Db {
     /// Moves what is in the log to the database, as far as nobody is in the way, and waits for the disk: so that those who commit need not.
     pub(crate) fn checkpoint(&self) -> Result<()> {
         let checkpoint = |connection: &Connection| connection.query_row("pragma wal_checkpoint(passive)", [], |_| Ok(()));
-        let mut slot = held(&self.checkpointer);
+        let mut slot = lock(&self.checkpointer);
         let connection = match &mut *slot {
             Some(connection) => connection,
             none => none.insert(connect(&self.path, false).map_err(Error::db("opening the database"))?),

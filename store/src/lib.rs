@@ -48,7 +48,7 @@ mod testing;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use fruix_drv::{StoreDir, StorePath};
 
@@ -68,6 +68,11 @@ pub use scan::{Scanned, Scanner, hash_at, hash_path, scan, scan_at};
 pub use staging::StagedDir;
 pub use temproots::TempRoots;
 pub use verify::{Repair, cannot_repair};
+
+/// Locks what is complete after each change, so that a thread that panicked has left nothing half done.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// A store directory and its state, open for reading and writing.
 ///

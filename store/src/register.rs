@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use fruix_drv::modulo::{ModuloError, VerifyError};
@@ -13,7 +13,7 @@ use rusqlite::{Connection, Transaction};
 use crate::db::Writer;
 use crate::fsutil::{Place, kind, open_file_at};
 use crate::info::row_id;
-use crate::{Error, PathInfo, Result, Store};
+use crate::{Error, PathInfo, Result, Store, lock};
 
 /// Hashes of derivations that are kept, about 200 bytes each.
 const KNOWN_DERIVATIONS: usize = 50_000;
@@ -49,11 +49,6 @@ struct Registration {
 #[derive(Debug, Default)]
 pub(crate) struct Registrations {
     waiting: Mutex<Vec<Arc<Registration>>>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Each change is a single one.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Store {

@@ -19,7 +19,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
 use fruix_drv::{StoreDir, StorePath};
@@ -31,7 +31,7 @@ use crate::failpoints::{Writes, step};
 use crate::fsutil::{make_dirs, same_file};
 use crate::gc::Sweep;
 use crate::locks::{CANCEL_POLL, FileLock, Kind, Life, NEVER, POLL, READ, WRITE, Wait, set_record_lock};
-use crate::{Error, Result, Store};
+use crate::{Error, Result, Store, lock};
 
 /// Other daemons with our process number (in PID namespaces of their own) that we make room for.
 const NAMESAKES: u32 = 1000;
@@ -63,11 +63,6 @@ impl Drop for Claim {
     fn drop(&mut self) {
         lock(&IN_USE).remove(&self.path);
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing panics in between two changes that belong together.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Who needs what, in this process, of one store.
