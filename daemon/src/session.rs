@@ -445,7 +445,7 @@ impl Service for Session {
     }
 
     async fn builtin_builders(&mut self, _: ops::BuiltinBuilders, _: &mut Work) -> Result<BTreeSet<BString>, OpError> {
-        Ok(crate::builtins::names().iter().map(|name| BString::from(*name)).collect())
+        Ok(crate::builtins::names().map(BString::from).collect())
     }
 
     async fn substitute_urls(&mut self, _: ops::SubstituteURLs, _: &mut Work) -> Result<Vec<BString>, OpError> {

@@ -16,6 +16,8 @@ mod recorder;
 mod root;
 mod sys;
 
+pub mod system;
+pub mod tree;
 pub use cell::{Cell, Entry, Limit, Mounted, User, set_up, tear_down};
 pub use devices::{DeviceRule, FIRST_RULESET, builder_devices, provide_ruleset};
 pub use error::{Error, Result};

@@ -123,6 +123,18 @@ fn connect(path: &Path, create: bool) -> rusqlite::Result<Connection> {
 fn has_column(connection: &Connection, column: &str) -> rusqlite::Result<bool> {
     connection.prepare("select 1 from pragma_table_info('ValidPaths') where name = ?1")?.exists([column])
 }
+/// Makes a database in the new file `path`, with its tables, that is only this one file when it is closed.
+pub(crate) fn connect_file(path: &Path) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_CREATE;
+    if path.exists() {
+        return Err(rusqlite::Error::InvalidPath(path.to_owned()));
+    }
+    let mut connection = Connection::open_with_flags(path, flags)?;
+    connection.query_row("pragma main.journal_mode = memory", [], |_| Ok(()))?;
+    prepare_schema(&mut connection)?;
+    Ok(connection)
+}
+
 
 fn prepare_schema(connection: &mut Connection) -> rusqlite::Result<()> {
     let mut complete = connection.prepare("select 1 from sqlite_master where type = 'table' and name = 'FruixUnsynced'")?.exists([])?;

@@ -19,6 +19,9 @@ use fruixd::build_log::BuildLog;
 use tokio::io::BufStream;
 use tokio::net::UnixStream;
 
+#[path = "fruix/system.rs"]
+mod system;
+
 /// Use the build daemon. Commands and options that are not listed here are handed to `guix', where that is installed.
 #[derive(Debug, Parser)]
 #[command(name = "fruix", version)]
@@ -109,6 +112,8 @@ enum Command {
 }
 
 /// A number of bytes.
+    /// Make a FreeBSD system of a file that describes it
+    System(system::SystemArguments),
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Size(u64);
 
@@ -136,7 +141,7 @@ type Failure = Box<dyn std::error::Error>;
 
 fn main() -> ExitCode {
     let first = std::env::args_os().nth(1);
-    let ours = ["build", "gc", "path-info", "log", "add", "roots", "help", "--help", "-h", "--version", "-V"];
+    let ours = ["build", "gc", "path-info", "log", "add", "roots", "system", "help", "--help", "-h", "--version", "-V"];
     let result = match Arguments::try_parse() {
         Ok(Arguments { command: Command::Other(_) }) => hand_over(),
         Ok(Arguments { command }) => run(command),
@@ -149,7 +154,8 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("fruix: error: {error}");
+            let prefix = if error.is::<system::Plain>() { "" } else { "fruix: error: " };
+            eprintln!("{prefix}{error}");
             ExitCode::FAILURE
         }
     }
@@ -370,6 +376,7 @@ fn print_log(base: &Path) -> Result<(), Failure> {
     let with = |suffix: &str| {
         let mut name = base.as_os_str().to_owned();
         name.push(suffix);
+            Command::System(arguments) => system::run(site, arguments).await,
         std::fs::File::open(PathBuf::from(name))
     };
     let mut reader: Box<dyn io::Read> = if let Ok(file) = with(".gz") {

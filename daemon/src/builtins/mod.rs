@@ -1,4 +1,4 @@
-//! Builders that the daemon has inside itself: `builtin:download` and `builtin:git-download`.
+//! Builders that the daemon has inside itself: `builtin:download`, `builtin:git-download`, and those of FreeBSD systems.
 //!
 //! They run as a build user in the sandbox of a fixed-output derivation: the spawner's child, once it is confined, calls the
 //! function that [`lookup`] gives for the builder's name, with a [`BuiltinInput`] as JSON, and exits with its result. Nothing is
@@ -7,6 +7,8 @@
 
 pub mod ca;
 pub mod download;
+pub mod freebsd_image;
+pub mod freebsd_system;
 pub mod git_download;
 mod http;
 pub mod mirrors;
@@ -243,6 +245,14 @@ pub enum BuiltinError {
         /// Status or reason.
         reason: String,
     },
+    /// A system cannot be made as its derivation asks.
+    #[error("{drv}: {reason}")]
+    System {
+        /// The derivation.
+        drv: String,
+        /// Why, in words for the user.
+        reason: String,
+    },
     /// The CA bundle is missing or holds no certificate: no server can be authenticated.
     #[error("CA certificates in `{path}': {reason}")]
     CaBundle {
@@ -260,19 +270,39 @@ impl BuiltinError {
     }
 }
 
-/// The names of the built-in builders, as the operation `BuiltinBuilders` answers them: those of guix-daemon 1.5.0.
-pub fn names() -> &'static [&'static str] {
-    &["download", "git-download"]
+type Builtin = fn(&BuiltinInput, &mut dyn Write) -> Result<(), BuiltinError>;
+
+/// The built-in builders: those of guix-daemon 1.5.0, and ours for FreeBSD systems.
+const BUILTINS: [(&str, Builtin); 6] = [
+    ("download", download::perform),
+    ("freebsd-base", freebsd_system::base),
+    ("freebsd-image", freebsd_image::image),
+    ("freebsd-rootfs", freebsd_system::rootfs),
+    ("freebsd-system", freebsd_system::system),
+    ("git-download", git_download::perform),
+];
+
+/// The names of the built-in builders, as the operation `BuiltinBuilders` answers them.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    BUILTINS.iter().map(|(name, _)| *name)
 }
 
 /// The function of the builder `name` (with or without `builtin:`). It takes a [`BuiltinInput`] as JSON and returns the exit
 /// status for the process that runs it.
 pub fn lookup(name: &str) -> Option<fn(&[u8]) -> i32> {
-    match name.strip_prefix("builtin:").unwrap_or(name) {
-        "download" => Some(|input| run("download", input)),
-        "git-download" => Some(|input| run("git-download", input)),
-        _ => None,
-    }
+    Some(match find(name)?.0 {
+        "download" => |input| run("download", input),
+        "freebsd-base" => |input| run("freebsd-base", input),
+        "freebsd-image" => |input| run("freebsd-image", input),
+        "freebsd-rootfs" => |input| run("freebsd-rootfs", input),
+        "freebsd-system" => |input| run("freebsd-system", input),
+        _ => |input| run("git-download", input),
+    })
+}
+
+fn find(name: &str) -> Option<(&'static str, Builtin)> {
+    let name = name.strip_prefix("builtin:").unwrap_or(name);
+    BUILTINS.into_iter().find(|(known, _)| *known == name)
 }
 
 /// Runs the builder `name` with `input`, a [`BuiltinInput`] as JSON, and returns the exit status. Messages go to standard error.
@@ -289,14 +319,11 @@ pub fn run(name: &str, input: &[u8]) -> i32 {
 
 /// [`run`] with its input decoded, whoever the user is. Messages go to `log`.
 pub fn perform(name: &str, input: &BuiltinInput, log: &mut dyn Write) -> i32 {
-    let result = match name.strip_prefix("builtin:").unwrap_or(name) {
-        "download" => download::perform(input, log),
-        "git-download" => git_download::perform(input, log),
-        _ => {
-            say(log, &format!("error: unsupported builtin function '{name}'"));
-            return EXIT_FAILED;
-        }
+    let Some((_, builtin)) = find(name) else {
+        say(log, &format!("error: unsupported builtin function '{name}'"));
+        return EXIT_FAILED;
     };
+    let result = builtin(input, log);
     match result {
         Ok(()) => EXIT_DONE,
         Err(error) => report(name, &error, log),

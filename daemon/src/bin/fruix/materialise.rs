@@ -1,0 +1,77 @@
+//! What leaves the store: a root file system as files, an image as a copy.
+
+use std::io::{self, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+use fruix_freebsd::tree::{Content, ManifestOptions, Node, Owners, Time, Tree};
+
+use super::Failure;
+
+/// Writes the tree of a manifest to the new directory `target`. Owners are given where the user is root; file flags are not.
+pub(super) fn write(manifest: &Path, target: &Path) -> Result<(), Failure> {
+    let file = BufReader::new(std::fs::File::open(manifest)?);
+    let options = ManifestOptions { name: &manifest.to_string_lossy(), root: None, owners: &Owners::default(), time: Time::seconds(1) };
+    let tree = Tree::read_manifest(file, &options)?;
+    let root = nix::unistd::geteuid().is_root();
+    // Modes of directories come last: one that nobody may write must be filled first.
+    let mut directories = Vec::new();
+    for (path, entry) in tree.iter() {
+        let to = if path.is_empty() { target.to_owned() } else { target.join(std::ffi::OsStr::from_bytes(path)) };
+        let told = |error: io::Error| format!("`{}': {error}", to.display());
+        match &entry.node {
+            Node::Dir => {
+                std::fs::create_dir(&to).map_err(told)?;
+                directories.push((to.clone(), entry.mode));
+            }
+            Node::Symlink(link) => std::os::unix::fs::symlink(std::ffi::OsStr::from_bytes(link), &to).map_err(told)?,
+            Node::HardLink(link) => std::fs::hard_link(target.join(std::ffi::OsStr::from_bytes(link)), &to).map_err(told)?,
+            Node::File(file) => {
+                let mut out = std::fs::File::create_new(&to).map_err(told)?;
+                match &file.content {
+                    Content::Bytes(bytes) => out.write_all(bytes).map_err(told)?,
+                    Content::Host(from) => drop(io::copy(&mut std::fs::File::open(from).map_err(told)?, &mut out).map_err(told)?),
+                }
+            }
+        }
+        if matches!(entry.node, Node::HardLink(_)) {
+            continue;
+        }
+        if root {
+            std::os::unix::fs::lchown(&to, Some(entry.uid), Some(entry.gid)).map_err(told)?;
+        }
+        if matches!(entry.node, Node::File(_)) {
+            std::fs::set_permissions(&to, std::fs::Permissions::from_mode(u32::from(entry.mode))).map_err(told)?;
+        }
+    }
+    for (path, mode) in directories.into_iter().rev() {
+        let permissions = std::fs::Permissions::from_mode(u32::from(mode));
+        std::fs::set_permissions(&path, permissions).map_err(|error| format!("`{}': {error}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// Copies a file; blocks of zeros become holes.
+pub(super) fn copy_sparse(from: &Path, to: &Path) -> Result<(), Failure> {
+    let told = |error: io::Error| format!("copying to `{}': {error}", to.display());
+    let mut input = std::fs::File::open(from)?;
+    let mut out = std::fs::File::create(to).map_err(told)?;
+    let mut block = vec![0; 1 << 16];
+    let mut length = 0_u64;
+    loop {
+        let count = input.read(&mut block)?;
+        let data = block.get(..count).unwrap_or_default();
+        if data.is_empty() {
+            break;
+        }
+        length += data.len() as u64;
+        if data.iter().all(|byte| *byte == 0) {
+            out.seek(SeekFrom::Current(i64::try_from(data.len())?)).map_err(told)?;
+        } else {
+            out.write_all(data).map_err(told)?;
+        }
+    }
+    out.set_len(length).map_err(told)?;
+    Ok(())
+}

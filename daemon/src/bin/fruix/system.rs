@@ -1,0 +1,390 @@
+//! `fruix system`: from a file that describes a FreeBSD system to its closure, its root file system, its disk image, and a machine that boots it.
+
+use std::collections::BTreeMap;
+use std::io::{Read as _, Seek as _, Write as _};
+use std::path::{Path, PathBuf};
+
+use bstr::BStr;
+use fruix_drv::{Hash, HashAlgo, StoreDir, StorePath, path};
+use fruix_freebsd::system::derivations::{PLATFORM, Plan, Planned, Sources, Text, names, plan};
+use fruix_freebsd::system::model::Problem;
+use fruix_freebsd::system::toml::{Located, SystemFile};
+use fruix_protocol::client::Client;
+use fruix_protocol::kinds::BuildMode;
+use fruix_protocol::ops;
+use fruixd::builtins::freebsd_system::ROOT_MANIFEST;
+use tokio::io::BufStream;
+use tokio::net::UnixStream;
+
+use super::{Failure, Site, print_all, tempfile};
+
+mod boot;
+mod materialise;
+
+/// Lines for the user that are complete as they are.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct Plain(String);
+
+/// What to make.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Action {
+    /// The closure: the directory in the store that is the system
+    Build,
+    /// The root file system, at DIR when --rootfs is given
+    Rootfs,
+    /// The disk image
+    Image,
+    /// The disk image, and start it
+    Boot,
+}
+
+/// The flags of `fruix system`.
+#[derive(Debug, clap::Args)]
+pub(super) struct SystemArguments {
+    /// What to make
+    #[arg(value_enum)]
+    action: Action,
+    /// The file that describes the system, in TOML
+    #[arg(value_name = "OS-FILE")]
+    file: PathBuf,
+    /// Make it for SYSTEM
+    #[arg(long, value_name = "SYSTEM", default_value = PLATFORM)]
+    system: String,
+    /// The store directory, if it is not that of NIX_STORE_DIR
+    #[arg(long, value_name = "DIR")]
+    store: Option<String>,
+    /// How much the disk holds (with K, M, G, T), whatever the file says
+    #[arg(long, value_name = "SIZE")]
+    disk_capacity: Option<String>,
+    /// Write the root file system to DIR too; owners and flags only as far as the user may give them
+    #[arg(long, value_name = "DIR")]
+    rootfs: Option<PathBuf>,
+    /// Copy the image to FILE too, sparse
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Say what would be made, and make nothing
+    #[arg(short = 'n', long)]
+    dry_run: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+    /// Build again what is there, and compare
+    #[arg(long)]
+    check: bool,
+    /// Do not show what builders say
+    #[arg(short, long)]
+    quiet: bool,
+    #[command(flatten)]
+    boot: boot::BootArguments,
+}
+
+/// What is printed, in its order.
+#[derive(Default)]
+struct Report(Vec<(&'static str, String)>);
+
+impl Report {
+    fn say(&mut self, key: &'static str, value: impl Into<String>) {
+        self.0.push((key, value.into()));
+    }
+
+    fn print(&self, json: bool) -> Result<(), Failure> {
+        if json {
+            let map: serde_json::Map<String, serde_json::Value> =
+                self.0.iter().map(|(key, value)| ((*key).to_owned(), value.clone().into())).collect();
+            return print_all([serde_json::Value::Object(map)].iter());
+        }
+        print_all(self.0.iter().map(|(key, value)| format!("{key}={value}")))
+    }
+}
+
+fn refuse(problems: &[Located]) -> Failure {
+    Plain(problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")).into()
+}
+
+fn read(file: &Path, arguments: &SystemArguments) -> Result<SystemFile, Failure> {
+    let text = std::fs::read(file).map_err(|error| format!("reading `{}': {error}", file.display()))?;
+    let text = String::from_utf8(text).map_err(|error| {
+        let line = error.as_bytes().iter().take(error.utf8_error().valid_up_to()).filter(|byte| **byte == b'\n').count() + 1;
+        Plain(format!("{}:{line}: file: is no UTF-8; save it as UTF-8", file.display()))
+    })?;
+    let mut read = SystemFile::parse(file, &text).map_err(|problems| refuse(&problems))?;
+    if let Some(capacity) = &arguments.disk_capacity {
+        read.system.image.capacity.clone_from(capacity);
+        if let Some(problem) = read.system.problems().into_iter().next() {
+            return Err(format!("--disk-capacity: {}; {}", problem.problem, problem.remedy).into());
+        }
+    }
+    Ok(read)
+}
+
+/// A local file that a system file names, and what it is to the system.
+struct Local {
+    field: String,
+    path: PathBuf,
+    name: String,
+    /// For a set: added as it is, with this SHA-256.
+    flat: Option<String>,
+    directory: bool,
+}
+
+fn locals(file: &SystemFile) -> Vec<Local> {
+    let system = &file.system;
+    let mut found = Vec::new();
+    let mut add = |field: String, path: &str, name: &str, flat: Option<String>, directory| {
+        found.push(Local { field, path: file.resolve(path), name: name.to_owned(), flat, directory });
+    };
+    if let Some(path) = &system.base.path {
+        add("base.path".into(), path, names::TREE, None, true);
+    }
+    for (index, set) in system.base.sets.iter().enumerate() {
+        if let Some(path) = &set.path {
+            let name = Path::new(path).file_name().map_or_else(|| path.clone(), |name| name.to_string_lossy().into_owned());
+            add(format!("base.sets[{}].path", index + 1), path, &name, Some(set.sha256.clone()), false);
+        }
+    }
+    if let Some(shepherd) = &system.services.shepherd {
+        add("services.shepherd.path".into(), &shepherd.path, names::SHEPHERD, None, true);
+    }
+    if let Some(fruixd) = &system.services.fruixd {
+        add("services.fruixd.program".into(), &fruixd.program, names::FRUIXD, None, false);
+        if let Some(client) = &fruixd.client {
+            add("services.fruixd.client".into(), client, names::CLIENT, None, false);
+        }
+    }
+    found
+}
+
+/// Problems with local files that show before anything is written.
+fn local_problems(file: &SystemFile, locals: &[Local]) -> Vec<Located> {
+    let mut problems = Vec::new();
+    for local in locals {
+        let path = local.path.display();
+        let what = if local.directory { "directory" } else { "file" };
+        let (problem, remedy) = match std::fs::metadata(&local.path) {
+            Err(error) => (format!("`{path}': {error}"), format!("name a {what} that is there; it is relative to the system file")),
+            Ok(metadata) if metadata.is_dir() != local.directory => (format!("`{path}' is no {what}"), format!("name a {what}")),
+            Ok(_) if local.name == names::TREE && !local.path.join("boot/kernel/kernel").exists() => {
+                (format!("`{path}' has no boot/kernel/kernel"), "name a directory with an installed FreeBSD, kernel included".to_owned())
+            }
+            Ok(_) => match &local.flat {
+                Some(sum) => match flat_hash(&local.path) {
+                    Ok(hash) if hash.base16() == *sum => continue,
+                    Ok(hash) => (format!("`{path}' has the sha256 {}", hash.base16()), "write that, or name another file".to_owned()),
+                    Err(error) => (format!("`{path}': {error}"), "name a file that can be read".to_owned()),
+                },
+                None => continue,
+            },
+        };
+        problems.push(file.locate(Problem { field: local.field.clone(), problem, remedy }));
+    }
+    problems
+}
+
+fn flat_hash(path: &Path) -> std::io::Result<Hash> {
+    let mut hasher = fruix_drv::Hasher::new(HashAlgo::Sha256);
+    let (mut file, mut buffer) = (std::fs::File::open(path)?, vec![0; 1 << 20]);
+    loop {
+        let count = file.read(&mut buffer)?;
+        if count == 0 {
+            return Ok(hasher.finish());
+        }
+        hasher.update(buffer.get(..count).unwrap_or_default());
+    }
+}
+
+/// The store path that a local file has or will have.
+fn local_path(dir: &StoreDir, local: &Local) -> Result<StorePath, Failure> {
+    let (recursive, hash) = match &local.flat {
+        Some(sum) => (false, Hash::parse_base16(HashAlgo::Sha256, sum)?),
+        None => (true, fruix_store::hash_path(&local.path)?.0),
+    };
+    Ok(path::fixed_output_path(dir, recursive, &hash, &local.name)?)
+}
+
+type Connection = Client<BufStream<UnixStream>>;
+
+async fn add_local(client: &mut Connection, local: &Local, expected: &StorePath) -> Result<(), Failure> {
+    // Whatever is collected meanwhile, not this.
+    client.add_temp_root(ops::AddTempRoot { path: expected.clone() }).await?;
+    if client.is_valid_path(ops::IsValidPath { path: client.store_dir().display(expected).into() }).await? {
+        return Ok(());
+    }
+    eprintln!("adding {} to the store", local.path.display());
+    let mut archive = tempfile()?;
+    fruix_store::dump_nar(&local.path, &mut archive)?;
+    archive.rewind()?;
+    let recursive = local.flat.is_none();
+    let request =
+        ops::AddToStore { base_name: local.name.as_str().into(), fixed: true, recursive, hash_algo: "sha256".into() };
+    let path = client.add_to_store(request, &mut tokio::fs::File::from_std(archive)).await?;
+    if path != *expected {
+        return Err(format!("`{}' changed while it was read", local.path.display()).into());
+    }
+    Ok(())
+}
+
+async fn add_texts(client: &mut Connection, texts: &[Text]) -> Result<(), Failure> {
+    for text in texts {
+        let request = ops::AddTextToStore {
+            name: text.name.as_str().into(),
+            text: text.text.clone().into(),
+            references: text.references.iter().cloned().collect(),
+        };
+        client.add_text_to_store(request).await?;
+    }
+    Ok(())
+}
+
+fn options(quiet: bool) -> ops::SetOptions {
+    ops::SetOptions {
+        keep_failed: false,
+        keep_going: false,
+        fallback: false,
+        verbosity: 0,
+        max_build_jobs: None,
+        max_silent_time: None,
+        use_build_hook: false,
+        build_verbosity: if quiet { 7 } else { 0 },
+        log_type: 0,
+        print_build_trace: false,
+        build_cores: None,
+        use_substitutes: true,
+        settings: Vec::new(),
+    }
+}
+
+/// Runs `fruix system`.
+pub(super) async fn run(mut site: Site, arguments: SystemArguments) -> Result<(), Failure> {
+    if let Some(store) = &arguments.store {
+        site.store_dir = StoreDir::checked(store)?;
+    }
+    let file = read(&arguments.file, &arguments)?;
+    let locals = locals(&file);
+    let problems = local_problems(&file, &locals);
+    if !problems.is_empty() {
+        return Err(refuse(&problems));
+    }
+    let dir = site.store_dir.clone();
+    let mut sources = Sources { sets: vec![None; file.system.base.sets.len()], ..Sources::default() };
+    let mut paths = Vec::new();
+    for local in &locals {
+        let path = local_path(&dir, local)?;
+        match (local.name.as_str(), local.field.strip_prefix("base.sets[")) {
+            (_, Some(rest)) => {
+                let index: usize = rest.trim_end_matches("].path").parse()?;
+                if let Some(set) = sources.sets.get_mut(index.saturating_sub(1)) {
+                    *set = Some(path.clone());
+                }
+            }
+            (names::TREE, _) => sources.tree = Some(path.clone()),
+            (names::SHEPHERD, _) => sources.shepherd = Some(path.clone()),
+            (names::FRUIXD, _) => sources.fruixd = Some(path.clone()),
+            _ => sources.client = Some(path.clone()),
+        }
+        paths.push(path);
+    }
+    let plan = plan(&file.system, &sources, &dir, &arguments.system)?;
+    let goal = match arguments.action {
+        Action::Build => &plan.system,
+        Action::Rootfs => &plan.rootfs,
+        Action::Image | Action::Boot => &plan.image,
+    };
+    let mut report = describe(&file, &plan, &dir, arguments.action);
+    if arguments.dry_run {
+        report.say("dry_run", "yes");
+        return report.print(arguments.json);
+    }
+    let mut client = site.connect().await?;
+    let quiet = arguments.quiet;
+    client.set_log(move |text: &BStr| drop(std::io::stderr().write_all(text)));
+    client.set_options(options(quiet)).await?;
+    for (local, path) in locals.iter().zip(&paths) {
+        add_local(&mut client, local, path).await?;
+    }
+    add_texts(&mut client, &plan.texts).await?;
+    let mode = if arguments.check { BuildMode::Check } else { BuildMode::Normal };
+    client.build_paths(ops::BuildPaths { paths: vec![dir.display(&goal.path).into()], mode }).await?;
+
+    let output = |planned: &Planned| planned.outputs.get("out").map(|path| PathBuf::from(dir.display(path))).unwrap_or_default();
+    let count = |path: &Path| -> Result<usize, Failure> {
+        let manifest = std::fs::read(path.join(ROOT_MANIFEST))?;
+        let prefix = [b".".as_slice(), dir.as_str().as_bytes(), b"/"].concat();
+        let items = manifest.split(|byte| *byte == b'\n').filter_map(|line| line.strip_prefix(prefix.as_slice()));
+        Ok(items.filter(|rest| !rest.split(|byte| *byte == b' ').next().unwrap_or_default().contains(&b'/')).count())
+    };
+    if arguments.action != Action::Build {
+        let rootfs = output(&plan.rootfs);
+        if rootfs.exists() {
+            report.say("store_item_count", count(&rootfs)?.to_string());
+        }
+        if let Some(target) = &arguments.rootfs {
+            materialise::write(&rootfs.join(ROOT_MANIFEST), target)?;
+            report.say("rootfs", target.display().to_string());
+        }
+    }
+    if matches!(arguments.action, Action::Image | Action::Boot) {
+        let image = output(&plan.image);
+        report.say("raw_sha256", flat_hash(&image)?.base16());
+        report.say("image_size_bytes", std::fs::metadata(&image)?.len().to_string());
+        if let Some(target) = &arguments.output {
+            materialise::copy_sparse(&image, target)?;
+            report.say("image_copy", target.display().to_string());
+        }
+        if arguments.action == Action::Boot {
+            report.print(arguments.json)?;
+            return boot::boot(&image, &file.system.image.format, &file.system.ready_marker, &arguments.boot);
+        }
+    }
+    report.print(arguments.json)
+}
+
+/// What is known before anything is built.
+fn describe(file: &SystemFile, plan: &Plan, dir: &StoreDir, action: Action) -> Report {
+    let system = &file.system;
+    let show = |path: &StorePath| dir.display(path);
+    let out = |planned: &Planned| planned.outputs.get("out").map(show).unwrap_or_default();
+    let mut report = Report::default();
+    let stores: BTreeMap<&str, String> = plan.packages.iter().map(|(name, path)| (name.as_str(), show(path))).collect();
+    let store = |name: &str| stores.get(name).cloned().unwrap_or_default();
+    report.say("action", format!("{action:?}").to_lowercase());
+    report.say("system_file", file.path.display().to_string());
+    report.say("host_name", &system.host_name);
+    report.say("closure_path", out(&plan.system));
+    report.say("closure_derivation", show(&plan.system.path));
+    report.say("kernel_store", store(&system.kernel));
+    report.say("bootloader_store", store(&system.bootloader));
+    report.say("runtime_store", store("runtime"));
+    report.say("base_package_stores", system.base_packages.iter().map(|name| store(name)).collect::<Vec<_>>().join(","));
+    report.say("native_base_store_count", stores.len().to_string());
+    report.say("host_base_store_count", "0");
+    report.say("freebsd_base_name", &system.base.name);
+    report.say("freebsd_base_version_label", &system.base.version);
+    report.say("freebsd_source_name", &system.base.name);
+    report.say("freebsd_source_kind", &system.base.kind);
+    let set = |field: fn(&fruix_freebsd::system::model::FreebsdSet) -> Option<&String>| {
+        system.base.sets.iter().filter_map(field).map(String::as_str).collect::<Vec<_>>().join(",")
+    };
+    report.say("freebsd_source_url", set(|set| set.url.as_ref()));
+    report.say("freebsd_source_path", system.base.path.clone().unwrap_or_else(|| set(|set| set.path.as_ref())));
+    report.say("freebsd_source_ref", "");
+    report.say("freebsd_source_commit", "");
+    report.say("freebsd_source_sha256", set(|set| Some(&set.sha256)));
+    report.say("freebsd_source_file", format!("{}/metadata/freebsd-source.scm", out(&plan.system)));
+    report.say("freebsd_base_file", format!("{}/metadata/freebsd-base.scm", out(&plan.system)));
+    report.say("init_mode", &system.init_mode);
+    report.say("ready_marker", &system.ready_marker);
+    if action != Action::Build {
+        report.say("rootfs_store", out(&plan.rootfs));
+        report.say("rootfs_derivation", show(&plan.rootfs.path));
+    }
+    if matches!(action, Action::Image | Action::Boot) {
+        report.say("disk_image", out(&plan.image));
+        report.say("image_derivation", show(&plan.image.path));
+        report.say("image_format", &system.image.format);
+        report.say("esp_fstype", "msdosfs");
+        report.say("root_fstype", "ufs");
+    }
+    report
+}
+

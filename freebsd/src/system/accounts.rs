@@ -1,0 +1,283 @@
+//! Users and groups: `master.passwd`, `passwd`, `group`, and the databases of passwd(5) that libc takes users from.
+
+use std::collections::BTreeMap;
+
+use super::model::OperatingSystem;
+
+/// The texts and databases of users and groups.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Accounts {
+    /// `master.passwd`, for root's eyes.
+    pub master: String,
+    /// `passwd`.
+    pub passwd: String,
+    /// `group`.
+    pub group: String,
+    /// `pwd.db`.
+    pub database: Vec<u8>,
+    /// `spwd.db`, for root's eyes.
+    pub secure_database: Vec<u8>,
+}
+
+/// Who there is when the base does not say: enough for a system to start.
+const MASTER: &str = "\
+root::0:0::0:0:Charlie &:/root:/bin/sh
+daemon:*:1:1::0:0:Owner of many system processes:/root:/usr/sbin/nologin
+operator:*:2:5::0:0:System &:/:/usr/sbin/nologin
+bin:*:3:7::0:0:Binaries Commands and Source:/:/usr/sbin/nologin
+sshd:*:22:22::0:0:Secure Shell Daemon:/var/empty:/usr/sbin/nologin
+unbound:*:59:59::0:0:Unbound DNS Resolver:/var/unbound:/usr/sbin/nologin
+_dhcp:*:65:65::0:0:dhcp programs:/var/empty:/usr/sbin/nologin
+uucp:*:66:66::0:0:UUCP pseudo-user:/var/spool/uucppublic:/usr/local/libexec/uucp/uucico
+www:*:80:80::0:0:World Wide Web Owner:/nonexistent:/usr/sbin/nologin
+ntpd:*:123:123::0:0:NTP Daemon:/var/db/ntp:/usr/sbin/nologin
+nobody:*:65534:65534::0:0:Unprivileged user:/nonexistent:/usr/sbin/nologin
+";
+const GROUP: &str = "\
+wheel:*:0:root
+daemon:*:1:
+kmem:*:2:
+sys:*:3:
+tty:*:4:
+operator:*:5:root
+mail:*:6:
+bin:*:7:
+staff:*:20:
+sshd:*:22:
+guest:*:31:
+video:*:44:
+unbound:*:59:
+_dhcp:*:65:
+www:*:80:
+ntpd:*:123:
+nobody:*:65534:
+";
+
+/// A line of colons, with what its first field is.
+fn entries(text: &str) -> impl Iterator<Item = (&str, Vec<String>)> {
+    text.lines().filter(|line| !line.trim_start().starts_with('#')).filter_map(|line| {
+        let fields: Vec<String> = line.split(':').map(str::to_owned).collect();
+        let name = line.split(':').next().filter(|name| !name.is_empty())?;
+        Some((name, fields))
+    })
+}
+
+/// A line is replaced where its name is, or comes last.
+fn put(lines: &mut Vec<Vec<String>>, line: Vec<String>) {
+    match lines.iter_mut().find(|old| old.first() == line.first()) {
+        Some(old) => *old = line,
+        None => lines.push(line),
+    }
+}
+
+impl Accounts {
+    /// Those of the base, by the texts of its `master.passwd` and `group` where it has them, with those of the system.
+    ///
+    /// # Errors
+    /// Two users or groups with one number, or a user whose group nobody knows, in words that name the field.
+    pub fn compose(system: &OperatingSystem, master: Option<&str>, group: Option<&str>) -> Result<Accounts, String> {
+        let mut groups: Vec<Vec<String>> = entries(group.unwrap_or(GROUP)).map(|(_, fields)| fields).filter(|f| f.len() == 4).collect();
+        let mut users: Vec<Vec<String>> = entries(master.unwrap_or(MASTER)).map(|(_, fields)| fields).filter(|f| f.len() == 10).collect();
+        for group in &system.groups {
+            put(&mut groups, vec![group.name.clone(), "*".into(), group.gid.to_string(), group.members.join(",")]);
+        }
+        let mut extra = Vec::new();
+        if let Some(fruixd) = &system.services.fruixd {
+            let gid = fruixd.first_uid.to_string();
+            let names: Vec<String> = (1..=fruixd.build_users).map(|number| format!("fruixbuild{number:02}")).collect();
+            put(&mut groups, vec!["fruixbuild".into(), "*".into(), gid.clone(), names.join(",")]);
+            for (name, uid) in names.into_iter().zip(fruixd.first_uid..) {
+                let rest = ["", "0", "0", "Builder", "/var/empty", "/usr/sbin/nologin"].map(str::to_owned);
+                extra.push([vec![name, "*".into(), uid.to_string(), gid.clone()], rest.to_vec()].concat());
+            }
+        }
+        let gids: BTreeMap<String, String> =
+            groups.iter().filter_map(|group| Some((group.first()?.clone(), group.get(2)?.clone()))).collect();
+        for user in &system.users {
+            let gid = gids.get(&user.group).ok_or_else(|| format!("users: `{}': there is no group `{}'", user.name, user.group))?;
+            let line = [&user.name, &user.password, &user.uid.to_string(), gid, &user.class, "0", "0", &user.comment, &user.home, &user.shell];
+            put(&mut users, line.map(str::to_owned).to_vec());
+            for name in &user.groups {
+                let group = groups.iter_mut().find(|group| group.first() == Some(name)).and_then(|group| group.get_mut(3));
+                let members = group.ok_or_else(|| format!("users: `{}': there is no group `{name}'", user.name))?;
+                if !members.split(',').any(|member| member == user.name) {
+                    if !members.is_empty() {
+                        members.push(',');
+                    }
+                    members.push_str(&user.name);
+                }
+            }
+        }
+        for line in extra {
+            put(&mut users, line);
+        }
+        for (what, lines) in [("users", &users), ("groups", &groups)] {
+            let mut seen: BTreeMap<&String, &String> = BTreeMap::new();
+            for line in lines {
+                let [name, _, number, ..] = line.as_slice() else { continue };
+                number.parse::<u32>().map_err(|_| format!("{what}: `{name}' has the number `{number}'"))?;
+                // The base itself has two names for root.
+                if name != "toor" && let Some(other) = seen.insert(number, name) {
+                    return Err(format!("{what}: `{other}' and `{name}' both have the number {number}; give one another"));
+                }
+            }
+        }
+        let join = |lines: &[Vec<String>]| lines.iter().map(|line| line.join(":") + "\n").collect::<String>();
+        let passwd: String = users
+            .iter()
+            .filter_map(|line| match line.as_slice() {
+                [name, _, uid, gid, _, _, _, comment, home, shell] => Some(format!("{name}:*:{uid}:{gid}:{comment}:{home}:{shell}\n")),
+                _ => None,
+            })
+            .collect();
+        Ok(Accounts {
+            database: database(&users, false),
+            secure_database: database(&users, true),
+            master: join(&users),
+            passwd,
+            group: join(&groups),
+        })
+    }
+
+    /// Numbers of users by name.
+    #[must_use]
+    pub fn uid(&self, name: &str) -> Option<u32> {
+        entries(&self.master).find(|(found, _)| *found == name)?.1.get(2)?.parse().ok()
+    }
+
+    /// Numbers of groups by name.
+    #[must_use]
+    pub fn gid(&self, name: &str) -> Option<u32> {
+        entries(&self.group).find(|(found, _)| *found == name)?.1.get(2)?.parse().ok()
+    }
+
+    /// The number of a user's own group.
+    #[must_use]
+    pub fn gid_of_user(&self, name: &str) -> Option<u32> {
+        entries(&self.master).find(|(found, _)| *found == name)?.1.get(3)?.parse().ok()
+    }
+}
+
+/// The records that pwd_mkdb(8) writes, in its order: the version, then each user by name, by place and by number.
+/// Formats: `include/pwd.h`, `usr.sbin/pwd_mkdb/pwd_mkdb.c` of FreeBSD 15.1.
+fn database(users: &[Vec<String>], secure: bool) -> Vec<u8> {
+    const VERSION: u8 = 4;
+    let tag = |kind: u8| (kind & 0xCF) | (VERSION << 4);
+    let mut records: Vec<(Vec<u8>, Vec<u8>)> = vec![(b"\xFFVERSION".to_vec(), vec![VERSION])];
+    for (place, line) in (1_u32..).zip(users) {
+        let [name, password, uid, gid, class, change, expire, comment, home, shell] = line.as_slice() else { continue };
+        let number = |text: &str| text.parse::<u32>().unwrap_or(0);
+        let given = [name, password, uid, gid, change, class, comment, home, shell, expire];
+        let fields = (0_u32..).zip(given).filter(|(_, text)| !text.is_empty()).fold(0_u32, |fields, (bit, _)| fields | 1 << bit);
+        let mut data = Vec::new();
+        let text = |data: &mut Vec<u8>, text: &str| {
+            data.extend_from_slice(text.as_bytes());
+            data.push(0);
+        };
+        let scalar = |data: &mut Vec<u8>, number: u32| data.extend_from_slice(&number.to_be_bytes());
+        text(&mut data, name);
+        text(&mut data, if secure { password } else { "*" });
+        scalar(&mut data, number(uid));
+        scalar(&mut data, number(gid));
+        scalar(&mut data, number(change));
+        text(&mut data, class);
+        text(&mut data, comment);
+        text(&mut data, home);
+        text(&mut data, shell);
+        scalar(&mut data, number(expire));
+        scalar(&mut data, fields);
+        let by_uid = [&[tag(0x33)][..], &number(uid).to_be_bytes()].concat();
+        records.push(([&[tag(0x31)][..], name.as_bytes()].concat(), data.clone()));
+        records.push(([&[tag(0x32)][..], &place.to_be_bytes()].concat(), data.clone()));
+        if !records.iter().any(|(key, _)| *key == by_uid) {
+            records.push((by_uid, data));
+        }
+    }
+    hash_file(&records)
+}
+
+/// A hash file of Berkeley DB 1.85 with pages of 4096 bytes, byte order 4321, as libc's hash(3) writes it when no page overflows: there are
+/// as many buckets as it takes (pwd_mkdb's eight at least). Format: `lib/libc/db/hash/{hash,page}.h`.
+fn hash_file(records: &[(Vec<u8>, Vec<u8>)]) -> Vec<u8> {
+    const PAGE: usize = 4096;
+    const FIRST: u32 = 3;
+    /// A file of a million buckets would be 4 GiB: longer records than a page are not written at all.
+    const LAST: u32 = 20;
+    let hash = |key: &[u8]| key.iter().fold(0_u32, |hash, byte| hash.wrapping_mul(33).wrapping_add(u32::from(*byte)));
+    // Room must be left on each page for the address of another one.
+    let fits = |pairs: &[&(Vec<u8>, Vec<u8>)]| pairs.iter().map(|(key, data)| key.len() + data.len() + 4).sum::<usize>() + 10 <= PAGE;
+    let records: Vec<_> = records.iter().filter(|record| fits(&[record])).collect();
+    let spread = |shift: u32| {
+        let mut buckets = vec![Vec::new(); 1 << shift];
+        for record in &records {
+            if let Some(bucket) = buckets.get_mut((hash(&record.0) & ((1 << shift) - 1)) as usize) {
+                bucket.push(*record);
+            }
+        }
+        buckets
+    };
+    let mut shift = FIRST;
+    let mut buckets = spread(shift);
+    while shift < LAST && !buckets.iter().all(|bucket| fits(bucket)) {
+        shift += 1;
+        buckets = spread(shift);
+    }
+    let last = (1_u32 << shift) - 1;
+    let mut spares = [0_u32; 32];
+    for spare in spares.iter_mut().skip(shift as usize).take(2) {
+        *spare = shift + 1;
+    }
+    let mut header: Vec<u32> = vec![
+        0x06_1561,                          // magic
+        2,                                  // version
+        4321,                               // byte order
+        PAGE as u32,                        // page size, and its logarithm
+        12,                                 //
+        256,                                // directory size
+        256,                                // segment size, and its logarithm
+        8,                                  //
+        shift,                              // where overflow pages are made
+        2,                                  // the last one freed
+        last,                               // the last bucket
+        last << 1 | 1,                      // masks for all buckets, and for half of them
+        last,                               //
+        32,                                 // how full buckets become
+        records.len() as u32,               // keys
+        1,                                  // pages of this header
+        hash(b"%$sniglet^&\0"),             // shows which hash function it is
+    ];
+    header.extend(spares);
+    let mut file: Vec<u8> = header.iter().flat_map(|word| word.to_be_bytes()).collect();
+    // The addresses of maps of overflow pages: there is one, in the first overflow page.
+    file.extend_from_slice(&((shift as u16) << 11 | 1).to_be_bytes());
+    file.resize(PAGE, 0);
+    for bucket in &buckets {
+        let mut page = vec![0_u8; PAGE];
+        let mut words: Vec<u16> = vec![(bucket.len() * 2) as u16];
+        let mut end = PAGE;
+        for (key, data) in bucket {
+            for part in [key, data] {
+                end -= part.len();
+                if let Some(place) = page.get_mut(end..end + part.len()) {
+                    place.copy_from_slice(part);
+                }
+                words.push(end as u16);
+            }
+        }
+        words.push((end - (words.len() + 2) * 2) as u16);
+        words.push(end as u16);
+        for (place, word) in page.chunks_exact_mut(2).zip(&words) {
+            place.copy_from_slice(&word.to_be_bytes());
+        }
+        // What was never written is a hole.
+        if bucket.is_empty() {
+            page.fill(0);
+        }
+        file.extend_from_slice(&page);
+    }
+    // The map: as many bits as overflow pages may be are clear, but for the map's own.
+    let bits = u32::MAX << (shift + 1) | 1;
+    file.extend_from_slice(&bits.to_be_bytes());
+    file.resize((buckets.len() + 2) * PAGE, 0xFF);
+    file
+}

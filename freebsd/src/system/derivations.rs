@@ -1,0 +1,311 @@
+//! The derivations of a system: pure, from a description and the store paths of what it names.
+//!
+//! ```text
+//! set archives --(builtin:download)--+
+//! tree of files ---------------------+--> freebsd-VERSION  (builtin:freebsd-base; an output for each package)
+//!                                               |
+//! description as canonical text ----------------+--> fruix-system-HOST (builtin:freebsd-system)
+//!                                               |        |
+//!                                               +--------+--> fruix-rootfs-HOST (builtin:freebsd-rootfs)
+//! image's settings as canonical text --------------------------------|--> fruix-image-HOST (builtin:freebsd-image)
+//! ```
+//!
+//! Neither the place of the system file nor that of what it names is in any of them, so equal inputs give equal derivations.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use fruix_drv::{Derivation, DerivationOutput, Hash, StoreDir, StorePath, StorePathError, aterm, hash_derivation_modulo, modulo, path};
+
+use super::canon;
+use super::model::{Fruixd, Image, OperatingSystem, Shepherd};
+use super::packages::{Cut, NAMES, lists};
+
+/// The platform for which systems are built when nothing is said. The builders are the daemon's own and run anywhere.
+pub const PLATFORM: &str = "x86_64-freebsd";
+
+/// The store paths of the local files that a description names.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sources {
+    /// A local-tree's directory.
+    pub tree: Option<StorePath>,
+    /// For each of the sets its file; `None` for one to be downloaded.
+    pub sets: Vec<Option<StorePath>>,
+    /// `services.shepherd.path`.
+    pub shepherd: Option<StorePath>,
+    /// `services.fruixd.program`.
+    pub fruixd: Option<StorePath>,
+    /// `services.fruixd.client`.
+    pub client: Option<StorePath>,
+}
+
+/// The names under which local files are in the store.
+pub mod names {
+    /// A local-tree.
+    pub const TREE: &str = "freebsd-tree";
+    /// `services.shepherd.path`.
+    pub const SHEPHERD: &str = "shepherd";
+    /// `services.fruixd.program`.
+    pub const FRUIXD: &str = "fruixd";
+    /// `services.fruixd.client`.
+    pub const CLIENT: &str = "fruix";
+}
+
+/// A text to be added to the store, derivations among them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Text {
+    /// Its name.
+    pub name: String,
+    /// What it says.
+    pub text: Vec<u8>,
+    /// What it refers to.
+    pub references: BTreeSet<StorePath>,
+    /// Its store path.
+    pub path: StorePath,
+}
+
+/// A derivation with its outputs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Planned {
+    /// Its own store path.
+    pub path: StorePath,
+    /// Its outputs.
+    pub outputs: BTreeMap<String, StorePath>,
+    modulo: Hash,
+}
+
+impl Planned {
+    fn out(&self) -> Option<&StorePath> {
+        self.outputs.get("out")
+    }
+}
+
+/// The derivations of a system.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// All texts, in an order in which they may be added.
+    pub texts: Vec<Text>,
+    /// The packages, an output each.
+    pub base: Planned,
+    /// The packages that are in the system, with their store paths.
+    pub packages: BTreeMap<String, StorePath>,
+    /// The closure.
+    pub system: Planned,
+    /// The root file system.
+    pub rootfs: Planned,
+    /// The disk image.
+    pub image: Planned,
+}
+
+/// Why there are no derivations.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// A name in the description cannot be a store path's: another one must be chosen.
+    #[error(transparent)]
+    Name(#[from] StorePathError),
+    /// The caller has not given a source that the description names. That is an error of the caller.
+    #[error("no store path is known for {what}")]
+    Source {
+        /// The field.
+        what: &'static str,
+    },
+    /// The output paths could not be computed.
+    #[error("computing the outputs of `{name}': {reason}")]
+    Outputs {
+        /// The derivation.
+        name: String,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// The description as builders get it: without what makes no difference to a closure, and with store paths for local files.
+fn essential(system: &OperatingSystem, sources: &Sources, dir: &StoreDir) -> Result<OperatingSystem, PlanError> {
+    let show = |path: &Option<StorePath>, what| path.as_ref().map(|path| dir.display(path)).ok_or(PlanError::Source { what });
+    let mut system = system.clone();
+    system.base.path = None;
+    for set in &mut system.base.sets {
+        (set.url, set.path) = (None, None);
+    }
+    if let Some(Shepherd { path, .. }) = &mut system.services.shepherd {
+        *path = show(&sources.shepherd, "services.shepherd.path")?;
+    }
+    if let Some(Fruixd { program, client, .. }) = &mut system.services.fruixd {
+        *program = show(&sources.fruixd, "services.fruixd.program")?;
+        if let Some(client) = client {
+            *client = show(&sources.client, "services.fruixd.client")?;
+        }
+    }
+    system.image = Image { grow: system.image.grow, ..default_image() };
+    Ok(system)
+}
+
+fn default_image() -> Image {
+    let text = str::to_owned;
+    Image { capacity: text("auto"), swap: text("0"), esp: text("64M"), firmware: text("uefi"), format: text("raw"), grow: true }
+}
+
+struct Planner<'a> {
+    dir: &'a StoreDir,
+    platform: &'a str,
+    texts: Vec<Text>,
+}
+
+struct Recipe<'a> {
+    name: String,
+    builder: &'a str,
+    outputs: Vec<&'a str>,
+    drvs: Vec<(&'a Planned, Vec<&'a str>)>,
+    sources: BTreeSet<StorePath>,
+    env: Vec<(&'a str, String)>,
+    fixed: Option<&'a str>,
+}
+
+impl Planner<'_> {
+    fn text(&mut self, name: String, text: Vec<u8>, references: BTreeSet<StorePath>) -> Result<StorePath, PlanError> {
+        let path = path::text_path(self.dir, &name, &text, &references)?;
+        self.texts.push(Text { name, text, references, path: path.clone() });
+        Ok(path)
+    }
+
+    fn derivation(&mut self, recipe: Recipe<'_>) -> Result<Planned, PlanError> {
+        let Recipe { name, builder, outputs, drvs, sources, env, fixed } = recipe;
+        // Any path will do until the right ones are computed.
+        let blank = path::text_path(self.dir, "blank", b"", &BTreeSet::new())?;
+        let algorithm = if fixed.is_some() { "sha256" } else { "" };
+        let output = |path| DerivationOutput { path, hash_algo: algorithm.into(), hash: fixed.unwrap_or_default().into() };
+        let mut drv = Derivation {
+            outputs: outputs.iter().map(|name| ((*name).to_owned(), output(blank.clone()))).collect(),
+            input_drvs: drvs.iter().map(|(drv, outputs)| (drv.path.clone(), outputs.iter().map(|name| (*name).to_owned()).collect())).collect(),
+            input_srcs: sources,
+            platform: self.platform.into(),
+            builder: builder.into(),
+            args: Vec::new(),
+            env: env.into_iter().map(|(name, value)| (name.into(), value.into())).collect(),
+        };
+        let hashes: BTreeMap<&StorePath, &Hash> = drvs.iter().map(|(drv, _)| (&drv.path, &drv.modulo)).collect();
+        let mut input = |path: &StorePath| -> Result<Hash, String> {
+            hashes.get(path).map(|hash| (*hash).clone()).ok_or_else(|| format!("{path:?} is no input"))
+        };
+        let failed = |reason: String| PlanError::Outputs { name: name.clone(), reason };
+        let paths = modulo::compute_output_paths(self.dir, &name, &drv, &mut input).map_err(|error| failed(error.to_string()))?;
+        for (output, path) in &paths {
+            drv.env.insert(output.as_str().into(), self.dir.display(path).into());
+            if let Some(output) = drv.outputs.get_mut(output) {
+                output.path = path.clone();
+            }
+        }
+        let modulo = hash_derivation_modulo(self.dir, &drv, &mut input).map_err(|error| failed(error.to_string()))?;
+        let text = aterm::print(self.dir, &drv);
+        let path = self.text(format!("{name}.drv"), text, drv.references())?;
+        Ok(Planned { path, outputs: paths, modulo })
+    }
+}
+
+/// The derivations of a system in the store `dir`, for `platform`.
+///
+/// # Errors
+/// [`PlanError`].
+pub fn plan(system: &OperatingSystem, sources: &Sources, dir: &StoreDir, platform: &str) -> Result<Plan, PlanError> {
+    let mut planner = Planner { dir, platform, texts: Vec::new() };
+    let base = &system.base;
+    let show = |path: &StorePath| dir.display(path);
+
+    // The base.
+    let cut = Cut { version: base.version.clone(), manifest: base.manifest.clone(), packages: lists() };
+    let cut = planner.text("freebsd-cut.scm".into(), canon::print(&cut).into_bytes(), BTreeSet::new())?;
+    let mut archives = Vec::new();
+    for (index, set) in base.sets.iter().enumerate() {
+        let given = sources.sets.get(index).cloned().flatten();
+        archives.push(match (&set.url, given) {
+            (_, Some(path)) => (None, path),
+            (Some(url), None) => {
+                let file = url.rsplit('/').next().unwrap_or_default();
+                let mut datum = String::new();
+                canon::push_string(&mut datum, url);
+                let drv = planner.derivation(Recipe {
+                    name: file.to_owned(),
+                    builder: "builtin:download",
+                    outputs: vec!["out"],
+                    drvs: Vec::new(),
+                    sources: BTreeSet::new(),
+                    env: vec![("url", datum)],
+                    fixed: Some(&set.sha256),
+                })?;
+                let path = drv.out().cloned().ok_or(PlanError::Source { what: "base.sets" })?;
+                (Some(drv), path)
+            }
+            (None, None) => return Err(PlanError::Source { what: "base.sets" }),
+        });
+    }
+    let mut env = vec![("cut", show(&cut))];
+    let mut inputs = BTreeSet::from([cut]);
+    if base.kind == "local-tree" {
+        let tree = sources.tree.clone().ok_or(PlanError::Source { what: "base.path" })?;
+        env.push(("tree", show(&tree)));
+        inputs.insert(tree);
+    } else {
+        env.push(("sets", archives.iter().map(|(_, path)| show(path)).collect::<Vec<_>>().join(" ")));
+        inputs.extend(archives.iter().filter(|(drv, _)| drv.is_none()).map(|(_, path)| path.clone()));
+    }
+    let base = planner.derivation(Recipe {
+        name: format!("{}-{}", base.name, base.version),
+        builder: "builtin:freebsd-base",
+        outputs: NAMES.to_vec(),
+        drvs: archives.iter().filter_map(|(drv, _)| Some((drv.as_ref()?, vec!["out"]))).collect(),
+        sources: inputs,
+        env,
+        fixed: None,
+    })?;
+
+    // The system.
+    let wanted: BTreeSet<&str> = [&system.kernel, &system.bootloader].into_iter().chain(&system.base_packages).map(String::as_str).collect();
+    let packages: BTreeMap<String, StorePath> =
+        base.outputs.iter().filter(|(name, _)| wanted.contains(name.as_str())).map(|(name, path)| (name.clone(), path.clone())).collect();
+    let local: BTreeSet<StorePath> = [&sources.shepherd, &sources.fruixd, &sources.client].into_iter().flatten().cloned().collect();
+    let description = canon::print(&essential(system, sources, dir)?);
+    let description = planner.text("freebsd-system.scm".into(), description.into_bytes(), local.clone())?;
+    let list = packages.iter().map(|(name, path)| format!("{name}={}", show(path))).collect::<Vec<_>>().join(" ");
+    let common = |more: &[(&'static str, String)]| {
+        let mut env = vec![
+            ("configuration", show(&description)),
+            ("packages", list.clone()),
+        ];
+        env.extend_from_slice(more);
+        env
+    };
+    let inputs: BTreeSet<StorePath> = local.into_iter().chain([description.clone()]).collect();
+    let names: Vec<&str> = packages.keys().map(String::as_str).collect();
+    let host = &system.host_name;
+    let closure = planner.derivation(Recipe {
+        name: format!("fruix-system-{host}"),
+        builder: "builtin:freebsd-system",
+        outputs: vec!["out"],
+        drvs: vec![(&base, names.clone())],
+        sources: inputs.clone(),
+        env: common(&[]),
+        fixed: None,
+    })?;
+    let closure_path = closure.out().map(show).unwrap_or_default();
+    let rootfs = planner.derivation(Recipe {
+        name: format!("fruix-rootfs-{host}"),
+        builder: "builtin:freebsd-rootfs",
+        outputs: vec!["out"],
+        drvs: vec![(&base, names), (&closure, vec!["out"])],
+        sources: inputs,
+        env: common(&[("exportReferencesGraph", format!("graph {closure_path}")), ("closure", closure_path)]),
+        fixed: None,
+    })?;
+    let settings = planner.text("freebsd-image.scm".into(), canon::print(&system.image).into_bytes(), BTreeSet::new())?;
+    let extension = &system.image.format;
+    let image = planner.derivation(Recipe {
+        name: format!("fruix-image-{host}.{extension}"),
+        builder: "builtin:freebsd-image",
+        outputs: vec!["out"],
+        drvs: vec![(&rootfs, vec!["out"])],
+        sources: BTreeSet::from([settings.clone()]),
+        env: vec![("configuration", show(&settings)), ("rootfs", rootfs.out().map(show).unwrap_or_default())],
+        fixed: None,
+    })?;
+    Ok(Plan { texts: planner.texts, base, packages, system: closure, rootfs, image })
+}
+

@@ -1,0 +1,29 @@
+//! Systems: from a description to a closure in a store, and to the tree of a root file system.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`fields`] | the table of what a system file may say |
+//! | [`model`] | [`OperatingSystem`](model::OperatingSystem) and its parts, and what must hold among them |
+//! | [`toml`](mod@toml) | system files in TOML |
+//! | [`canon`] | the canonical text, in which builders get a description |
+//! | [`packages`] | the packages of a base |
+//! | [`base`] | a base as a tree, and cutting it |
+//! | [`sets`] | FreeBSD's archives |
+//! | [`accounts`] | users and groups |
+//! | [`closure`] | the directory in the store that is the system |
+//! | [`rootfs`] | the root file system |
+//! | [`derivations`] | the derivations that make all that |
+//!
+//! Nothing here runs anything or knows a daemon.
+
+pub mod accounts;
+pub mod base;
+pub mod canon;
+pub mod closure;
+pub mod derivations;
+pub mod fields;
+pub mod model;
+pub mod packages;
+pub mod rootfs;
+pub mod sets;
+pub mod toml;

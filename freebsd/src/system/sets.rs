@@ -1,0 +1,79 @@
+//! FreeBSD's archives, `base.txz` and the like: a tar, plain or compressed with xz.
+
+use std::fs;
+use std::io::{self, BufReader, Read, Seek};
+use std::path::Path;
+
+use super::base::TIME;
+use crate::tree::{Entry, Tree, normalise, parent, show};
+
+/// What an xz file begins with.
+const XZ: &[u8] = b"\xFD7zXZ\0";
+/// The most memory that an archive may ask for to be unpacked, in KiB.
+const MEMORY: u32 = 512 * 1024;
+
+/// Unpacks an archive: its files go to the new directory `directory` under numbers, and the tree refers to them. Another name of a file becomes a
+/// symbolic link to the first, since a store does not keep hard links.
+///
+/// # Errors
+/// What is wrong with the archive or the directory, in words.
+pub fn unpack(archive: &Path, directory: &Path) -> Result<Tree, String> {
+    let told = |error: io::Error| format!("`{}': {error}", archive.display());
+    let mut file = fs::File::open(archive).map_err(told)?;
+    let mut magic = [0; 6];
+    let compressed = file.read_exact(&mut magic).is_ok() && magic == XZ;
+    file.rewind().map_err(told)?;
+    let input: Box<dyn Read> = if compressed {
+        Box::new(lzma_rust2::XzReader::new_mem_limit(BufReader::new(file), true, MEMORY))
+    } else {
+        Box::new(BufReader::new(file))
+    };
+    fs::create_dir_all(directory).map_err(|error| format!("`{}': {error}", directory.display()))?;
+    let mut tree = Tree::new();
+    let mut archive_reader = tar::Archive::new(input);
+    for (number, item) in archive_reader.entries().map_err(told)?.enumerate() {
+        let mut item = item.map_err(told)?;
+        let wrong = |what: &str, why: &dyn std::fmt::Display| format!("`{}': `{}': {why}", archive.display(), what);
+        let path = normalise(&item.path_bytes()).map_err(|error| error.to_string())?;
+        let name = show(&path);
+        let number_of = |number: io::Result<u64>| number.ok().and_then(|number| u32::try_from(number).ok()).unwrap_or(0);
+        let (uid, gid) = (number_of(item.header().uid()), number_of(item.header().gid()));
+        let mode = (item.header().mode().map_err(told)? & 0o7777) as u16;
+        let link = item.link_name_bytes().map(|link| link.into_owned()).unwrap_or_default();
+        let kind = item.header().entry_type();
+        let entry = match kind {
+            tar::EntryType::Directory => Entry::dir(mode),
+            tar::EntryType::Symlink => Entry::symlink(link),
+            tar::EntryType::Link => {
+                let target = normalise(&link).map_err(|error| wrong(&name, &error))?;
+                if tree.get(&target).is_none() {
+                    return Err(wrong(&name, &"is another name of what is not there"));
+                }
+                Entry::symlink(relative(&path, &target))
+            }
+            tar::EntryType::Regular | tar::EntryType::Continuous => {
+                let to = directory.join(number.to_string());
+                let mut out = fs::File::create_new(&to).map_err(|error| wrong(&name, &error))?;
+                let size = io::copy(&mut item, &mut out).map_err(|error| wrong(&name, &error))?;
+                Entry::host_file(mode, to, size)
+            }
+            other => return Err(wrong(&name, &format!("entries of type {other:?} are not known"))),
+        };
+        tree.replace(&path, entry.owner(uid, gid).time(TIME)).map_err(|error| error.to_string())?;
+    }
+    tree.complete(&Entry::dir(0o755).time(TIME));
+    Ok(tree)
+}
+
+/// The symbolic link that leads from the entry `from` to `to`.
+fn relative(from: &[u8], to: &[u8]) -> Vec<u8> {
+    let mut above: Vec<u8> = parent(from).unwrap_or_default().to_vec();
+    let mut link = Vec::new();
+    while !above.is_empty() && !to.strip_prefix(above.as_slice()).is_some_and(|rest| rest.starts_with(b"/")) {
+        above = parent(&above).unwrap_or_default().to_vec();
+        link.extend_from_slice(b"../");
+    }
+    let rest = if above.is_empty() { to } else { to.get(above.len() + 1..).unwrap_or_default() };
+    link.extend_from_slice(rest);
+    link
+}

@@ -1,0 +1,287 @@
+//! The reader of system files in TOML. Every error names file, line, field and what to do.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::fields::{Check, Data, Field, Part, PartType, Shape, default_of};
+use super::model::{OperatingSystem, Problem, item};
+
+/// The longest file that is read, in bytes.
+pub const MAX_FILE: usize = 4 << 20;
+
+/// A problem with its place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Located {
+    /// The file.
+    pub file: PathBuf,
+    /// The line, from 1.
+    pub line: usize,
+    /// The problem.
+    pub problem: Problem,
+}
+
+impl std::fmt::Display for Located {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Problem { field, problem, remedy } = &self.problem;
+        write!(f, "{}:{}: {field}: {problem}; {remedy}", self.file.display(), self.line)
+    }
+}
+
+/// A system file that was read.
+#[derive(Clone, Debug)]
+pub struct SystemFile {
+    /// The file; what it names is relative to its directory.
+    pub path: PathBuf,
+    /// What it describes.
+    pub system: OperatingSystem,
+    lines: BTreeMap<String, usize>,
+}
+
+impl SystemFile {
+    /// Reads `text`, the contents of the file `path`, and checks all that can be checked without looking further.
+    ///
+    /// # Errors
+    /// Everything that is wrong, in the order of the lines.
+    pub fn parse(path: &Path, text: &str) -> Result<SystemFile, Vec<Located>> {
+        let located = |line: usize, problem: Problem| Located { file: path.to_owned(), line, problem };
+        if text.len() > MAX_FILE {
+            return Err(vec![located(1, Problem::new("file", "is too long", format!("write less than {MAX_FILE} bytes")))]);
+        }
+        let table = DeTable::parse(text).map_err(|error| {
+            let line = error.span().map_or(1, |span| line_of(text, span.start));
+            let message = error.message().replace('\n', " ");
+            let what = text.lines().nth(line.saturating_sub(1)).unwrap_or_default().trim();
+            let field: String = what.split(['=', ' ']).next().unwrap_or_default().chars().filter(|c| !c.is_control()).take(40).collect();
+            let field = if field.is_empty() { "file".to_owned() } else { field };
+            vec![located(line, Problem::new(field, format!("is no TOML: {message}"), "correct the line (see toml.io)"))]
+        })?;
+        let mut reader = Reader { text, lines: BTreeMap::new(), problems: Vec::new() };
+        let span = table.span();
+        let fields = reader.part(OperatingSystem::PART, table.get_ref(), "", span);
+        let sort = |mut found: Vec<Located>| {
+            found.sort_by_key(|problem| problem.line);
+            found
+        };
+        let Reader { lines, problems, .. } = reader;
+        if !problems.is_empty() {
+            return Err(sort(problems.into_iter().map(|(line, problem)| located(line, problem)).collect()));
+        }
+        let Some(system) = fields.and_then(OperatingSystem::from_fields) else {
+            return Err(vec![located(1, Problem::new("file", "cannot be understood", "report this as an error of fruix"))]);
+        };
+        let file = SystemFile { path: path.to_owned(), system, lines };
+        let problems = file.system.problems();
+        if problems.is_empty() { Ok(file) } else { Err(sort(problems.into_iter().map(|problem| file.locate(problem)).collect())) }
+    }
+
+    /// Says where in the file a problem is: the line of its field, or of what that is in.
+    #[must_use]
+    pub fn locate(&self, problem: Problem) -> Located {
+        let mut field = problem.field.as_str();
+        let line = loop {
+            if let Some(line) = self.lines.get(field) {
+                break *line;
+            }
+            match field.rfind(['.', '[']) {
+                Some(end) => field = field.get(..end).unwrap_or_default(),
+                None => break 1,
+            }
+        };
+        Located { file: self.path.clone(), line, problem }
+    }
+
+    /// The file that `name` means in the system file.
+    #[must_use]
+    pub fn resolve(&self, name: &str) -> PathBuf {
+        self.path.parent().unwrap_or(Path::new("")).join(name)
+    }
+}
+
+fn line_of(text: &str, at: usize) -> usize {
+    text.as_bytes().iter().take(at).filter(|byte| **byte == b'\n').count().saturating_add(1)
+}
+
+struct Reader<'t> {
+    text: &'t str,
+    /// The line of each field that was given.
+    lines: BTreeMap<String, usize>,
+    problems: Vec<(usize, Problem)>,
+}
+
+impl Reader<'_> {
+    fn complain(&mut self, at: &Range<usize>, field: &str, problem: impl Into<String>, remedy: impl Into<String>) {
+        self.problems.push((line_of(self.text, at.start), Problem::new(field, problem, remedy)));
+    }
+
+    fn part(&mut self, part: &'static Part, table: &DeTable<'_>, prefix: &str, span: Range<usize>) -> Option<Vec<(&'static str, Data)>> {
+        let under = |name: &str| if prefix.is_empty() { name.to_owned() } else { format!("{prefix}.{name}") };
+        for key in table.keys() {
+            let name: &str = key.get_ref();
+            if part.field(name).is_none() {
+                let near = part.fields.iter().map(|field| (distance(field.name, name), field.name)).min();
+                let remedy = match near {
+                    Some((distance, near)) if distance <= 3 => format!("did you mean `{near}'?"),
+                    _ => format!("known are {}", part.fields.iter().map(|field| field.name).collect::<Vec<_>>().join(", ")),
+                };
+                let shown: String = name.chars().filter(|c| !c.is_control()).take(60).collect();
+                self.complain(&key.span(), &under(&shown), format!("is no field of {}", part.name), remedy);
+            }
+        }
+        let mut fields = Vec::new();
+        let mut whole = true;
+        for field in part.fields {
+            let name = under(field.name);
+            let data = match table.iter().find(|(key, _)| key.get_ref() == field.name) {
+                Some((key, value)) => {
+                    self.lines.insert(name.clone(), line_of(self.text, key.span().start));
+                    self.value(field, value, &name)
+                }
+                None => {
+                    let data = default_of(field);
+                    if data.is_none() {
+                        self.complain(&span, &name, "is missing", example(field));
+                    }
+                    data
+                }
+            };
+            match data {
+                Some(data) => fields.push((field.name, data)),
+                None => whole = false,
+            }
+        }
+        whole.then_some(fields)
+    }
+
+    fn text_value(&mut self, check: Check, text: &str, name: &str, span: &Range<usize>) {
+        if let Some((problem, remedy)) = check.problem(text) {
+            self.complain(span, name, problem, remedy);
+        }
+    }
+
+    fn value(&mut self, field: &'static Field, value: &Spanned<DeValue<'_>>, name: &str) -> Option<Data> {
+        let span = value.span();
+        match (field.shape, value.get_ref()) {
+            (Shape::Text, DeValue::String(text)) => {
+                self.text_value(field.check, text, name, &span);
+                Some(Data::Text(text.clone().into_owned()))
+            }
+            (Shape::Flag, DeValue::Boolean(flag)) => Some(Data::Flag(*flag)),
+            (Shape::Number, DeValue::Integer(number)) => {
+                let Ok(number) = u64::from_str_radix(number.as_str(), number.radix()) else {
+                    self.complain(&span, name, format!("{number} is out of range"), example(field));
+                    return None;
+                };
+                if let Some((problem, remedy)) = field.check.number_problem(number) {
+                    self.complain(&span, name, problem, remedy);
+                }
+                Some(Data::Number(number))
+            }
+            (Shape::Texts, DeValue::Array(items)) => {
+                let mut texts = Vec::new();
+                for (index, value) in items.iter().enumerate() {
+                    let name = item(name, index);
+                    self.lines.insert(name.clone(), line_of(self.text, value.span().start));
+                    if let DeValue::String(text) = value.get_ref() {
+                        self.text_value(field.check, text, &name, &value.span());
+                        texts.push(text.clone().into_owned());
+                    } else {
+                        self.complain(&value.span(), &name, "is no text", "put it between quotation marks");
+                    }
+                }
+                Some(Data::Texts(texts))
+            }
+            (Shape::Pairs, DeValue::Table(table)) => {
+                let mut pairs = BTreeMap::new();
+                for (key, value) in table {
+                    let name = format!("{name}.{}", key.get_ref());
+                    self.lines.insert(name.clone(), line_of(self.text, key.span().start));
+                    self.text_value(field.check, key.get_ref(), &name, &key.span());
+                    let text = match value.get_ref() {
+                        DeValue::String(text) => text.clone().into_owned(),
+                        DeValue::Integer(number) if number.radix() == 10 => number.as_str().to_owned(),
+                        DeValue::Boolean(flag) => if *flag { "YES" } else { "NO" }.to_owned(),
+                        _ => {
+                            self.complain(&value.span(), &name, "is no text, number or boolean", "write a text");
+                            continue;
+                        }
+                    };
+                    self.text_value(Check::Line, &text, &name, &value.span());
+                    pairs.insert(key.get_ref().clone().into_owned(), text);
+                }
+                Some(Data::Pairs(pairs))
+            }
+            (Shape::Part(part), DeValue::Table(table)) => self.part(part, table, name, span).map(Data::Part),
+            (Shape::Parts(part), DeValue::Array(items)) => {
+                let mut parts = Vec::new();
+                let mut whole = true;
+                for (index, value) in items.iter().enumerate() {
+                    let name = item(name, index);
+                    self.lines.insert(name.clone(), line_of(self.text, value.span().start));
+                    match value.get_ref() {
+                        DeValue::Table(table) => match self.part(part, table, &name, value.span()) {
+                            Some(fields) => parts.push(fields),
+                            None => whole = false,
+                        },
+                        _ => {
+                            self.complain(&value.span(), &name, "is no table", example(field));
+                            whole = false;
+                        }
+                    }
+                }
+                whole.then_some(Data::Parts(parts))
+            }
+            (_, value) => {
+                self.complain(&span, name, format!("is {}, not a {}", kind(value), field.shape.name()), example(field));
+                None
+            }
+        }
+    }
+}
+
+fn kind(value: &DeValue<'_>) -> &'static str {
+    match value {
+        DeValue::String(_) => "a text",
+        DeValue::Integer(_) => "a number",
+        DeValue::Float(_) => "a number with a fraction",
+        DeValue::Boolean(_) => "true or false",
+        DeValue::Datetime(_) => "a date",
+        DeValue::Array(_) => "a list",
+        DeValue::Table(_) => "a table",
+    }
+}
+
+/// How to write a field.
+fn example(field: &Field) -> String {
+    let name = field.name;
+    match (field.shape, field.check) {
+        (Shape::Text, Check::OneOf(words)) => format!("write {name} = \"{}\"", words.join("\" or \"")),
+        (Shape::Text, _) => format!("write {name} = \"...\""),
+        (Shape::Flag, _) => format!("write {name} = true or false"),
+        (Shape::Number, Check::Range(low, high)) => format!("write {name} = a number from {low} to {high}"),
+        (Shape::Number, _) => format!("write {name} = a number"),
+        (Shape::Texts, _) => format!("write {name} = [\"...\"]"),
+        (Shape::Pairs | Shape::Part(_), _) => format!("write a table [{name}]"),
+        (Shape::Parts(_), _) => format!("write tables [[{name}]]"),
+    }
+}
+
+/// How many characters must be changed, added or taken away to come from one name to the other.
+fn distance(from: &str, to: &str) -> usize {
+    let to: Vec<char> = to.chars().take(64).collect();
+    let mut row: Vec<usize> = (0..=to.len()).collect();
+    for (index, char) in from.chars().enumerate() {
+        let mut next = vec![index + 1];
+        for (column, other) in to.iter().enumerate() {
+            let here = |row: &[usize], at: usize| row.get(at).copied().unwrap_or(usize::MAX - 1);
+            let change = here(&row, column) + usize::from(char != *other);
+            next.push(change.min(here(&row, column + 1) + 1).min(here(&next, column) + 1));
+        }
+        row = next;
+    }
+    row.last().copied().unwrap_or(usize::MAX)
+}
+
