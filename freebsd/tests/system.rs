@@ -1,0 +1,325 @@
+//! Systems: wrong files and what is said of them, one meaning of TOML and canonical text, users' databases, patterns.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::Path;
+
+use fruix_drv::{Hash, StoreDir, StorePath, aterm, verify_output_paths};
+use fruix_freebsd::system::accounts::Accounts;
+use fruix_freebsd::system::derivations::{PLATFORM, Sources, plan};
+use fruix_freebsd::system::model::OperatingSystem;
+use fruix_freebsd::system::packages::{NAMES, lists, matches};
+use fruix_freebsd::system::toml::SystemFile;
+use fruix_freebsd::system::{base, canon, closure, rootfs};
+use fruix_freebsd::tree::{Entry, Node, Tree};
+
+const BASE: &str = r#"host-name = "test"
+[base]
+version = "15.1-RELEASE"
+kind = "local-tree"
+path = "tree"
+[[file-systems]]
+mount-point = "/"
+device = "/dev/gpt/rootfs"
+type = "ufs"
+"#;
+
+fn read(text: &str) -> OperatingSystem {
+    SystemFile::parse(Path::new("os.toml"), text).unwrap_or_else(|problems| panic!("{problems:?}")).system
+}
+
+/// `tests/wrong-systems`: blocks of `--- what is wrong`, the file (`@base` stands for a right beginning), `===`, and what is said of it.
+/// With `UPDATE_WRONG_SYSTEMS` set, what is said is written there anew.
+#[test]
+fn every_wrong_file_is_told_line_field_and_remedy() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/wrong-systems");
+    let text = std::fs::read_to_string(&golden).unwrap();
+    let (mut count, mut anew) = (0, String::new());
+    for block in text.split_inclusive("\n---\n").map(|block| block.trim_end_matches("---\n")) {
+        let (head, expected) = block.split_once("===\n").unwrap();
+        let (name, file) = head.split_once('\n').unwrap();
+        let problems = SystemFile::parse(Path::new("os.toml"), &file.replace("@base\n", BASE)).expect_err(name);
+        let said: String = problems.iter().map(|problem| format!("{problem}\n")).collect();
+        let _ = write!(anew, "{name}\n{file}===\n{said}---\n");
+        if std::env::var_os("UPDATE_WRONG_SYSTEMS").is_none() {
+            assert_eq!(said, expected, "{name}");
+        }
+        for line in said.lines() {
+            let (place, rest) = line.split_once(": ").unwrap();
+            assert!(place.strip_prefix("os.toml:").unwrap().parse::<usize>().unwrap() > 0, "{line}");
+            assert!(rest.contains(": ") && rest.contains("; "), "{line}");
+        }
+        count += 1;
+    }
+    if std::env::var_os("UPDATE_WRONG_SYSTEMS").is_some() {
+        std::fs::write(&golden, anew.trim_end_matches("---\n").to_owned() + "---\n").unwrap();
+    }
+    assert!(count >= 40, "{count}");
+}
+
+const FULL: &str = r#"
+motd = "a \"quoted\" line\n\tand \\ another"
+[[users]]
+name = "anna"
+uid = 1001
+group = "people"
+groups = ["wheel"]
+home = "/home/anna"
+shell = "/bin/sh"
+ssh-keys = ["ssh-ed25519 AAAA anna@example"]
+[[groups]]
+name = "people"
+gid = 1001
+[services.sshd]
+allow-users = ["anna"]
+[services.dhcp]
+[services.cron]
+jobs = ["@daily root true"]
+[[services.jails]]
+name = "web"
+path = "/jails/web"
+[services.fruixd]
+program = "fruixd"
+build-users = 2
+[loader]
+"kern.hz" = 100
+[rc-conf]
+b = true
+a = "x"
+[hosts]
+other = "10.0.0.1"
+[[files]]
+path = "/etc/secret"
+text = "hidden"
+mode = "0600"
+user = "anna"
+"#;
+
+fn full() -> OperatingSystem {
+    // What stands before the first table belongs to the top.
+    let (top, tables) = FULL.split_once("[[users]]").unwrap();
+    read(&format!("{top}{BASE}[[users]]{tables}"))
+}
+
+#[test]
+fn canonical_text_is_read_back_and_does_not_depend_on_the_order_of_fields() {
+    let system = full();
+    let text = canon::print(&system);
+    assert_eq!(canon::parse::<OperatingSystem>(&text).unwrap(), system);
+    assert!(text.contains(" (rc-conf ((\"a\" . \"x\") (\"b\" . \"YES\")))\n"), "{text}");
+    let swapped = BASE.replace("version = \"15.1-RELEASE\"\nkind = \"local-tree\"", "kind = \"local-tree\"\nversion = \"15.1-RELEASE\"");
+    assert_eq!(canon::print(&read(&swapped)), canon::print(&read(BASE)));
+    for damage in ["", "(", "(operating-system)", "(operating-system (host-name \"x\"))", &text.replace("host-name", "hostname"), &text[1..]] {
+        canon::parse::<OperatingSystem>(damage).expect_err(damage);
+    }
+}
+
+fn item(name: &str) -> StorePath {
+    StorePath::from_base_name(format!("{}-{name}", "0".repeat(32))).unwrap()
+}
+
+#[test]
+fn derivations_have_the_paths_that_follow_from_them_and_do_not_know_where_files_were() {
+    let dir = StoreDir::new("/frx/store");
+    let system = full();
+    let sources = Sources { tree: Some(item("freebsd-tree")), fruixd: Some(item("fruixd")), ..Sources::default() };
+    let planned = plan(&system, &sources, &dir, PLATFORM).unwrap();
+    let mut known: BTreeMap<StorePath, Hash> = BTreeMap::new();
+    for text in planned.texts.iter().filter(|text| text.name.ends_with(".drv")) {
+        let drv = aterm::parse(&dir, &text.text).unwrap();
+        let mut input = |path: &StorePath| known.get(path).cloned().ok_or("unknown");
+        verify_output_paths(&dir, text.name.trim_end_matches(".drv"), &drv, &mut input).unwrap();
+        let hash = fruix_drv::hash_derivation_modulo(&dir, &drv, &mut input).unwrap();
+        known.insert(text.path.clone(), hash);
+        assert_eq!(text.references, drv.references());
+    }
+    let mut elsewhere = system.clone();
+    elsewhere.base.path = Some("/another/place".into());
+    elsewhere.services.fruixd.as_mut().unwrap().program = "/somewhere/else".into();
+    assert_eq!(plan(&elsewhere, &sources, &dir, PLATFORM).unwrap(), planned);
+    // Another size of the disk is another image of the same root.
+    elsewhere.image.capacity = "8G".into();
+    let larger = plan(&elsewhere, &sources, &dir, PLATFORM).unwrap();
+    assert_eq!(larger.rootfs, planned.rootfs);
+    assert_ne!(larger.image, planned.image);
+    elsewhere.host_name = "other".into();
+    assert_ne!(plan(&elsewhere, &sources, &dir, PLATFORM).unwrap().system, planned.system);
+}
+
+#[test]
+fn patterns_stand_for_what_they_say() {
+    for (pattern, path, expected) in [
+        ("boot", "boot", true),
+        ("boot/**", "boot", false),
+        ("boot/**", "boot/kernel/kernel", true),
+        ("usr/lib/lib*.so", "usr/lib/libfoo.so", true),
+        ("usr/lib/lib*.so", "usr/lib/libfoo.so.1", false),
+        ("usr/lib/lib*.so", "usr/lib/lib/foo.so", false),
+        ("lib/libc.so.*", "lib/libc.so.7", true),
+        ("a*b*c", "axbxbxc", true),
+        ("**", "", true),
+        ("**/x", "a/b/x", true),
+        ("a", "ab", false),
+        ("ab", "a", false),
+    ] {
+        assert_eq!(matches(pattern.as_bytes(), path.as_bytes()), expected, "{pattern} {path}");
+    }
+    let lists = lists();
+    assert_eq!(lists.iter().map(|list| list.name.as_str()).collect::<Vec<_>>(), NAMES);
+    assert!(lists.iter().all(|list| !list.patterns.is_empty()));
+}
+
+/// The hash of what FreeBSD 15.1's pwd_mkdb(8) makes of the same `master.passwd`, which is the built-in one with two users more.
+#[test]
+fn databases_of_users_find_everybody_by_each_key() {
+    let accounts = Accounts::compose(&full(), None, None).unwrap();
+    assert!(accounts.master.contains("anna:*:1001:1001::0:0::/home/anna:/bin/sh\n"));
+    assert!(accounts.group.contains("wheel:*:0:root,anna\n") && accounts.group.contains("fruixbuild:*:30001:fruixbuild01,fruixbuild02\n"));
+    assert!(!accounts.passwd.contains("$6$"));
+    // A reader of the format: the bucket of a key's hash has it.
+    let find = |database: &[u8], key: &[u8]| -> Option<Vec<u8>> {
+        let word = |at: usize| usize::from(u16::from_be_bytes([database[at], database[at + 1]]));
+        let long = |at: usize| u32::from_be_bytes(database[at..at + 4].try_into().unwrap());
+        let hash = key.iter().fold(0_u32, |hash, byte| hash.wrapping_mul(33).wrapping_add(u32::from(*byte)));
+        let bucket = (hash & long(40)).min(hash & long(48).max(hash & long(44))) & long(40);
+        let page = (bucket as usize + 1) * 4096;
+        let mut end = 4096;
+        (0..word(page) / 2).find_map(|pair| {
+            let (key_at, data_at) = (word(page + 2 + pair * 4), word(page + 4 + pair * 4));
+            let found = &database[page + key_at..page + end] == key;
+            let data = database[page + data_at..page + key_at].to_vec();
+            end = data_at;
+            found.then_some(data)
+        })
+    };
+    for (database, password) in [(&accounts.database, "*"), (&accounts.secure_database, "")] {
+        for (place, line) in (1_u32..).zip(accounts.master.lines()) {
+            let fields: Vec<&str> = line.split(':').collect();
+            let by_name = find(database, &[b"\x41", fields[0].as_bytes()].concat()).unwrap();
+            let password = if fields[0] == "root" { password } else { "*" };
+            assert!(by_name.starts_with(format!("{}\0{password}\0", fields[0]).as_bytes()), "{line}");
+            assert_eq!(find(database, &[&b"\x42"[..], &place.to_be_bytes()].concat()).unwrap(), by_name);
+            assert_eq!(find(database, &[&b"\x43"[..], &fields[2].parse::<u32>().unwrap().to_be_bytes()].concat()).unwrap(), by_name);
+        }
+        assert_eq!(find(database, b"\xFFVERSION").unwrap(), [4]);
+    }
+    let clash = FULL.replace("uid = 1001", "uid = 22");
+    let (top, tables) = clash.split_once("[[users]]").unwrap();
+    let error = Accounts::compose(&read(&format!("{top}{BASE}[[users]]{tables}")), None, None).unwrap_err();
+    assert!(error.contains("`sshd' and `anna' both have the number 22"), "{error}");
+}
+
+/// With hundreds of users the buckets become more, and the file stays one that every reader understands.
+#[test]
+fn many_users_make_more_buckets() {
+    let mut system = full();
+    let user = system.users[0].clone();
+    system.users.extend((0..900).map(|number| {
+        let comment = "x".repeat(80);
+        fruix_freebsd::system::model::User { name: format!("user{number}"), uid: 5000 + number, comment, ..user.clone() }
+    }));
+    let accounts = Accounts::compose(&system, None, None).unwrap();
+    let long = |at: usize| u32::from_be_bytes(accounts.database[at..at + 4].try_into().unwrap());
+    assert!(long(40) > 7, "{}", long(40));
+    assert_eq!(accounts.database.len(), (long(40) as usize + 3) * 4096);
+}
+
+/// A base of a few files: cut, composed, and made a root in which everything is where it is looked for.
+#[test]
+fn a_small_base_becomes_a_root() {
+    let directory = tempfile::tempdir().unwrap();
+    let stage = directory.path().join("stage");
+    for (path, text) in [
+        ("boot/kernel/kernel", "kernel"),
+        ("boot/loader", "bios"),
+        ("boot/loader.efi", "efi"),
+        ("bin/sh", "sh"),
+        ("etc/rc", "rc"),
+        ("etc/login.conf", "default:"),
+        ("sbin/init", "init"),
+        ("usr/bin/su", "su"),
+        ("usr/share/misc/termcap", "caps"),
+        ("var/db/x", "x"),
+    ] {
+        std::fs::create_dir_all(stage.join(path).parent().unwrap()).unwrap();
+        std::fs::write(stage.join(path), text).unwrap();
+    }
+    std::os::unix::fs::symlink("../usr/share/misc/termcap", stage.join("etc/termcap")).unwrap();
+    // One inode, as a store may make of equal files.
+    std::fs::hard_link(stage.join("bin/sh"), stage.join("bin/ash")).unwrap();
+    std::fs::write(
+        stage.join("METALOG"),
+        "#mtree 2.0\n./usr/bin/su type=file uid=0 gid=0 mode=04555 flags=schg\n./var/db type=dir uid=5 gid=6 mode=0700\n./gone type=file mode=0644\n./tmp type=dir mode=01777\n",
+    )
+    .unwrap();
+    let tree = base::read(&stage, "METALOG").unwrap();
+    assert!(tree.get("METALOG").is_none() && tree.get("gone").is_none());
+    assert!(matches!(tree.get("bin/ash").unwrap().node, Node::File(_)));
+
+    let packages = base::cut(&tree, &lists()).unwrap();
+    let mut at = BTreeMap::new();
+    for (name, files) in &packages {
+        let path = directory.path().join(name);
+        base::write(files, &path, &path, "source").unwrap();
+        let (read, source) = base::read_package(&path).unwrap();
+        assert_eq!(source, "source");
+        assert_eq!(read.len(), files.len());
+        at.insert(name.clone(), (path.to_str().unwrap().to_owned(), read));
+    }
+    assert!(at["kernel"].1.get("boot/kernel/kernel").is_some() && at["sh"].1.get("bin/sh").is_some());
+
+    let system = full();
+    let path = "/frx/store/aaa-system";
+    let ingredients = closure::Ingredients { system: &system, packages: &at, path, store: "/frx/store", source: "source" };
+    let closure = closure::compose(&ingredients).unwrap();
+    let kept = |name: &str| closure.tree.get(name).map(|entry| entry.node.clone());
+    assert_eq!(kept("profile/bin/sh"), Some(Node::Symlink(format!("{}/bin/sh", at["sh"].0).into_bytes())));
+    assert_eq!(kept("profile/usr/bin/su"), Some(Node::Symlink(b"/run/privileged/usr/bin/su".to_vec())));
+    assert_eq!(kept("etc/termcap"), Some(Node::Symlink(b"../usr/share/misc/termcap".to_vec())));
+
+    let database = directory.path().join("db");
+    std::fs::write(&database, "db").unwrap();
+    let root = rootfs::compose(rootfs::Ingredients {
+        system: &system,
+        closure: &closure,
+        path,
+        items: vec![(path.to_owned(), Tree::new())],
+        store: "/frx/store",
+        state: "/frx/var",
+        database: (&database, 2),
+    });
+    // An item that is nothing is no item.
+    assert!(root.is_err() || root.as_ref().unwrap().get(path).is_none());
+    let root = rootfs::compose(rootfs::Ingredients {
+        system: &system,
+        closure: &closure,
+        path,
+        items: Vec::new(),
+        store: "/frx/store",
+        state: "/frx/var",
+        database: (&database, 2),
+    })
+    .unwrap();
+    let link = |name: &str| match &root.get(name).unwrap().node {
+        Node::Symlink(target) => String::from_utf8(target.clone()).unwrap(),
+        other => panic!("{name}: {other:?}"),
+    };
+    let mode = |name: &str| {
+        let Entry { mode, uid, gid, .. } = root.get(name).unwrap();
+        (*mode, *uid, *gid)
+    };
+    assert_eq!(link("bin"), "/run/current-system/profile/bin");
+    assert_eq!(link("run/current-system"), path);
+    assert_eq!(link("etc/rc"), "/run/current-system/etc/rc");
+    assert_eq!(link("etc/termcap"), "../usr/share/misc/termcap");
+    assert_eq!(link("boot/kernel/kernel"), "/run/current-system/boot/kernel/kernel");
+    assert_eq!(mode("run/privileged/usr/bin/su"), (0o4555, 0, 0));
+    assert_eq!(mode("etc/master.passwd"), (0o600, 0, 0));
+    assert_eq!(mode("etc/secret"), (0o600, 1001, 0));
+    assert_eq!(mode("var/db"), (0o700, 5, 6));
+    assert_eq!(mode("home/anna/.ssh/authorized_keys"), (0o600, 1001, 1001));
+    for regular in ["etc/login.conf", "boot/loader", "etc/spwd.db", "frx/var/db/db.sqlite", "var/db/x"] {
+        assert!(matches!(root.get(regular).unwrap().node, Node::File(_)), "{regular}");
+    }
+}
