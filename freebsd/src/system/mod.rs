@@ -12,6 +12,7 @@
 //! | [`accounts`] | users and groups |
 //! | [`closure`] | the directory in the store that is the system |
 //! | [`rootfs`] | the root file system |
+//! | [`disk`] | the partitions of its disk |
 //! | [`derivations`] | the derivations that make all that |
 //!
 //! Nothing here runs anything or knows a daemon.
@@ -21,6 +22,7 @@ pub mod base;
 pub mod canon;
 pub mod closure;
 pub mod derivations;
+pub mod disk;
 pub mod fields;
 pub mod model;
 pub mod packages;
