@@ -69,6 +69,9 @@ pub enum Error {
         /// The system's word.
         source: io::Error,
     },
+    /// An image could not be made or read: what was written of it is none.
+    #[error(transparent)]
+    Image(#[from] crate::image::ImageError),
     /// The source of a mount is not what it was a moment before: somebody changes it, and the jail is not made.
     #[error("`{}' was replaced while it was mounted", path.display())]
     Replaced {
@@ -92,7 +95,7 @@ impl Error {
             | Error::Jail { source, .. }
             | Error::Devices { source, .. }
             | Error::Limit { source, .. } => source.raw_os_error(),
-            Error::Replaced { .. } => None,
+            Error::Image(_) | Error::Replaced { .. } => None,
         }
     }
 

@@ -9,15 +9,16 @@
 mod cell;
 mod devices;
 mod error;
+pub mod image;
 mod kernel;
 mod parameters;
 mod recorder;
 #[cfg(any(target_os = "freebsd", test))]
 mod root;
 mod sys;
-
 pub mod system;
 pub mod tree;
+
 pub use cell::{Cell, Entry, Limit, Mounted, User, set_up, tear_down};
 pub use devices::{DeviceRule, FIRST_RULESET, builder_devices, provide_ruleset};
 pub use error::{Error, Result};

@@ -423,6 +423,13 @@ impl Tree {
         }
     }
 
+    /// The entries of a directory, in order of their names; not those further below.
+    pub fn children_of<'a>(&'a self, path: &[u8]) -> impl Iterator<Item = (&'a [u8], &'a Entry)> + use<'a> {
+        let start = if path.is_empty() { 0 } else { path.len() + 1 };
+        let within = self.children(path).map(|(path, entry)| (path.as_slice(), entry));
+        within.filter(move |(path, _)| !path.get(start..).unwrap_or_default().contains(&b'/'))
+    }
+
     fn has_children(&self, path: &[u8]) -> bool {
         self.children(path).next().is_some()
     }
