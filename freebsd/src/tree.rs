@@ -828,7 +828,8 @@ fn checked(path: &[u8], mut entry: Entry) -> Result<(Vec<u8>, Entry)> {
         Node::File(File { content: Content::Bytes(bytes), size, .. }) if bytes.len() as u64 != *size => {
             return wrong("the size is not that of the content");
         }
-        Node::HardLink(target) => *target = normalise(target)?,
+        // All else is the file's.
+        Node::HardLink(target) => entry = Entry::hard_link(normalise(target)?),
         _ => {}
     }
     Ok((normalise(path)?, entry))
