@@ -15,6 +15,7 @@ pub mod check;
 pub mod config;
 pub mod error;
 pub mod explain;
+pub mod lanes;
 pub mod listen;
 pub mod options;
 mod outputs;

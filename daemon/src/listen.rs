@@ -7,9 +7,11 @@ use std::os::fd::RawFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream};
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 use crate::config::{Listen, Settings};
 use crate::error::Error;
@@ -28,6 +30,8 @@ pub enum Socket {
 pub struct Peer {
     /// User and group, for a client on this machine.
     pub credentials: Option<(u32, u32)>,
+    /// The name of that user, if it has one.
+    pub user: Option<String>,
     /// Its process, where known.
     pub pid: Option<i32>,
     /// How to call it in the daemon's own log.
@@ -115,6 +119,25 @@ fn adopt(fd: RawFd) -> io::Result<Socket> {
     }
 }
 
+/// A client's connection, in the hands of the runtime that accepted it.
+#[derive(Debug)]
+pub enum Connection {
+    /// On this machine.
+    Unix(UnixStream),
+    /// Over the network.
+    Tcp(TcpStream),
+}
+
+impl Connection {
+    /// Hands it to the runtime of the caller.
+    pub fn adopt(self) -> io::Result<Connection> {
+        Ok(match self {
+            Connection::Unix(stream) => Connection::Unix(UnixStream::from_std(stream.into_std()?)?),
+            Connection::Tcp(stream) => Connection::Tcp(TcpStream::from_std(stream.into_std()?)?),
+        })
+    }
+}
+
 /// A listening socket in the runtime's hands.
 pub enum Acceptor {
     /// On this machine.
@@ -133,29 +156,42 @@ impl Acceptor {
     }
 
     /// Waits for the next client.
-    pub async fn accept(&self) -> io::Result<(Box<dyn Stream>, Peer)> {
+    pub async fn accept(&self) -> io::Result<(Connection, Peer)> {
         match self {
             Acceptor::Unix(socket) => {
                 let (stream, _) = socket.accept().await?;
                 let credentials = stream.peer_cred()?;
                 let (uid, gid, pid) = (credentials.uid(), credentials.gid(), credentials.pid());
-                let user = user_name(uid).unwrap_or_else(|| uid.to_string());
-                let name = format!("pid {}, user {user}", pid.unwrap_or(-1));
-                Ok((Box::new(stream), Peer { credentials: Some((uid, gid)), pid, name, remote: false }))
+                let user = user_name(uid);
+                let name = format!("pid {}, user {}", pid.unwrap_or(-1), user.clone().unwrap_or_else(|| uid.to_string()));
+                Ok((Connection::Unix(stream), Peer { credentials: Some((uid, gid)), user, pid, name, remote: false }))
             }
             Acceptor::Tcp(socket) => {
                 let (stream, address) = socket.accept().await?;
                 stream.set_nodelay(true)?;
-                Ok((Box::new(stream), Peer { credentials: None, pid: None, name: address.to_string(), remote: true }))
+                Ok((Connection::Tcp(stream), Peer { credentials: None, user: None, pid: None, name: address.to_string(), remote: true }))
             }
         }
     }
 }
 
-/// The name of the user with number `uid`, if there is one.
+/// How long a user is taken to have the name that he had.
+const NAMED: Duration = Duration::from_secs(1);
+
+/// The name of the user with number `uid`, if there is one; or was a moment ago, since clients come in numbers.
 #[must_use]
 pub fn user_name(uid: u32) -> Option<String> {
-    nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(uid)).ok().flatten().map(|user| user.name)
+    static LAST: Mutex<Option<(Instant, u32, Option<String>)>> = Mutex::new(None);
+    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((when, who, name)) = &*last
+        && *who == uid
+        && when.elapsed() < NAMED
+    {
+        return name.clone();
+    }
+    let name = nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(uid)).ok().flatten().map(|user| user.name);
+    *last = Some((Instant::now(), uid, name.clone()));
+    name
 }
 
 #[cfg(test)]

@@ -15,8 +15,9 @@ use std::time::Duration;
 use fruix_drv::StorePath;
 use fruix_drv::derivation::Derivation;
 use fruix_store::{Store, TempRoots};
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, JoinSet};
 use tracing::debug;
 
 use crate::build::{Builder, Job, Verdict};
@@ -31,6 +32,8 @@ const SETTLE: Duration = Duration::from_millis(100);
 const REACT: Duration = Duration::from_millis(50);
 /// How long to wait before trying again for locks that another process holds.
 const LOCK_POLL: Duration = Duration::from_millis(500);
+/// Derivations of one request of which it is found out at once, on the thread of the session, whether there is anything to do.
+const FEW: usize = 8;
 
 /// Why a derivation is built.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -265,7 +268,7 @@ impl Audience {
             if let Some(roots) = requester.roots()
                 && !lock(&self.state).rooted.contains(&requester.id)
             {
-                keep(roots, &paths).await?;
+                keep(&Handle::current(), roots, &paths).await?;
                 lock(&self.state).rooted.insert(requester.id);
             }
         }
@@ -508,18 +511,47 @@ struct Inner {
     builder: Builder,
     goals: Mutex<HashMap<(StorePath, BuildMode), Weak<Goal>>>,
     slots: Arc<Slots>,
+    /// Where all but short questions run.
+    runtime: Handle,
 }
 
 impl Scheduler {
-    /// A scheduler that builds with `builder` into `store`.
+    /// A scheduler that builds with `builder` into `store`, on the runtime of the caller.
     #[must_use]
     pub fn new(store: Store, builder: Builder, cache_failures: bool) -> Scheduler {
-        Scheduler(Arc::new(Inner { store, cache_failures, builder, goals: Mutex::new(HashMap::new()), slots: Arc::new(Slots::default()) }))
+        let (goals, slots) = (Mutex::new(HashMap::new()), Arc::new(Slots::default()));
+        Scheduler(Arc::new(Inner { store, cache_failures, builder, goals, slots, runtime: Handle::current() }))
     }
 
     /// Realises `targets` for `requester`. The error's text and status are what the client is told; dropping the future gives up, and stops
     /// what nobody else waits for.
     pub async fn build(&self, requester: &Arc<Requester>, targets: Vec<Target>, mode: BuildMode) -> Result<(), Error> {
+        if mode == BuildMode::Normal && targets.len() <= FEW && self.are_built(requester, &targets).await? {
+            return Ok(());
+        }
+        let (this, requester) = (self.clone(), Arc::clone(requester));
+        // A set, since what is in it ends when it is dropped.
+        let mut task = JoinSet::new();
+        task.spawn_on(async move { this.realise(&requester, targets, mode).await }, &self.0.runtime);
+        match task.join_next().await {
+            Some(Ok(result)) => result,
+            Some(Err(error)) => Err(Error::request(format!("internal error: {error}"))),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether `targets` are derivations for which there is nothing to do.
+    async fn are_built(&self, requester: &Requester, targets: &[Target]) -> Result<bool, Error> {
+        for target in targets {
+            let Target::Derivation(drv, wanted) = target else { return Ok(false) };
+            if !self.0.is_built(requester, drv, wanted).await? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    async fn realise(&self, requester: &Arc<Requester>, targets: Vec<Target>, mode: BuildMode) -> Result<(), Error> {
         let mut failed = BTreeSet::new();
         let (mut timed_out, mut permanent) = (false, false);
         let mut goals = Vec::new();
@@ -534,7 +566,7 @@ impl Scheduler {
                 }
                 Target::Path(path) => {
                     if let Some(roots) = requester.roots() {
-                        keep(roots, [&path]).await?;
+                        keep(&self.0.runtime, roots, [&path]).await?;
                     }
                     // Without substituters upstream lets such a goal end quietly: a path that is not there is found out by whoever uses it.
                     if !self.0.store.is_valid(&path)? {
@@ -543,7 +575,7 @@ impl Scheduler {
                 }
             }
         }
-        let mut waiting: tokio::task::JoinSet<(usize, GoalResult)> = tokio::task::JoinSet::new();
+        let mut waiting: JoinSet<(usize, GoalResult)> = JoinSet::new();
         for (index, (_, goal)) in goals.iter().enumerate() {
             let goal = Arc::clone(goal);
             waiting.spawn(async move { (index, goal.wait().await) });
@@ -626,25 +658,27 @@ impl Inner {
             audience.add_listener(requester);
         }
         let (sender, receiver) = watch::channel(None);
-        let task = tokio::spawn({
-            let (inner, audience, key) = (Arc::clone(self), Arc::clone(&audience), key.clone());
-            let mut way = UnderWay::new(&self.slots);
-            async move {
-                let (result, slot) = inner.run(&key.0, key.1, &audience, &mut way, depth).await;
-                let children = inner.close(&key, &audience);
-                drop(children);
-                let failed = !matches!(result.outcome, Outcome::Success);
-                let _ = sender.send(Some(result));
-                if failed && slot.is_some() {
-                    tokio::time::sleep(REACT).await;
-                } else {
-                    // Whoever waited for this is under way before it is not.
-                    tokio::task::yield_now().await;
+        let task = self
+            .runtime
+            .spawn({
+                let (inner, audience, key) = (Arc::clone(self), Arc::clone(&audience), key.clone());
+                let mut way = UnderWay::new(&self.slots);
+                async move {
+                    let (result, slot) = inner.run(&key.0, key.1, &audience, &mut way, depth).await;
+                    let children = inner.close(&key, &audience);
+                    drop(children);
+                    let failed = !matches!(result.outcome, Outcome::Success);
+                    let _ = sender.send(Some(result));
+                    if failed && slot.is_some() {
+                        tokio::time::sleep(REACT).await;
+                    } else {
+                        // Whoever waited for this is under way before it is not.
+                        tokio::task::yield_now().await;
+                    }
+                    drop((way, slot));
                 }
-                drop((way, slot));
-            }
-        })
-        .abort_handle();
+            })
+            .abort_handle();
         let goal = Arc::new(Goal { audience, result: receiver, task, interested: watch::Sender::new(0) });
         goals.insert(key, Arc::downgrade(&goal));
         goal
@@ -672,7 +706,7 @@ impl Inner {
             return Ok(false);
         }
         let kept: Vec<StorePath> = std::iter::once(drv).chain(outputs.values()).cloned().collect();
-        keep(roots, &kept).await?;
+        keep(&self.runtime, roots, &kept).await?;
         Ok(self.store.are_valid(std::iter::once(drv).chain(&asked))?)
     }
 
@@ -723,14 +757,14 @@ impl Inner {
         slot: &mut Option<Slot>,
     ) -> Result<GoalResult, Error> {
         let shown = self.store.store_dir().display(drv_path);
-        keep(roots, [drv_path]).await?;
+        keep(&self.runtime, roots, [drv_path]).await?;
         if !self.store.is_valid(drv_path)? {
             audience.message(Level::Error, &format!("cannot build missing derivation `{shown}'"));
             return Ok(GoalResult::failed());
         }
         let drv = Arc::new(self.read_derivation(drv_path).await?);
         let kept: Vec<StorePath> = std::iter::once(drv_path).chain(drv.output_paths()).cloned().collect();
-        keep(roots, &kept).await?;
+        keep(&self.runtime, roots, &kept).await?;
         audience.keeps(kept);
         audience.root_for_all().await?;
         let wanted = {
@@ -881,7 +915,7 @@ impl Inner {
         })
         .await?;
         let not_repaired = || Error::request(format!("some paths in the output closure of derivation `{shown}' could not be repaired"));
-        let mut waiting = tokio::task::JoinSet::new();
+        let mut waiting = JoinSet::new();
         let mut lost = false;
         for path in outputs {
             if self.output_good(&path, BuildMode::Repair, Some(audience)).await? {
@@ -942,7 +976,7 @@ impl Inner {
                 failed += 1;
             }
         }
-        let mut waiting = tokio::task::JoinSet::new();
+        let mut waiting = JoinSet::new();
         let mut interests = Vec::new();
         for (index, (input, outputs)) in drv.input_drvs.iter().enumerate() {
             let child = self.join(input, mode, &Wanted::of(outputs.iter().cloned()), depth.saturating_add(1), &audience.listeners());
@@ -1030,7 +1064,15 @@ pub fn closure(store: &Store, paths: impl IntoIterator<Item = StorePath>) -> Res
 
 /// Runs `work`, which may block, where that harms nobody.
 pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
-    match tokio::task::spawn_blocking(work).await {
+    blocking_on(&Handle::current(), work).await
+}
+
+/// [`blocking`], on a thread of `runtime`.
+pub async fn blocking_on<T: Send + 'static>(
+    runtime: &Handle,
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    match runtime.spawn_blocking(work).await {
         Ok(result) => result,
         Err(error) => Err(Error::request(format!("internal error: {error}"))),
     }
@@ -1123,7 +1165,7 @@ mod tests {
         let slots = Arc::new(Slots::default());
         let held = soon(&slots, "m", vec![(None, 1)]).await.unwrap();
         let order = Arc::new(Mutex::new(Vec::new()));
-        let mut tasks = tokio::task::JoinSet::new();
+        let mut tasks = JoinSet::new();
         for name in ["z", "b", "k"] {
             let (slots, order) = (Arc::clone(&slots), Arc::clone(&order));
             tasks.spawn(async move {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use fruix_store::Store;
+use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -12,7 +13,8 @@ use tracing::{debug, info, warn};
 use crate::build::Builder;
 use crate::config::Settings;
 use crate::error::Error;
-use crate::listen::{Acceptor, Peer, Socket, Stream, user_name};
+use crate::lanes::{Lanes, Place};
+use crate::listen::{Acceptor, Connection, Peer, Socket, Stream};
 use crate::sandbox::SpawnerHandle;
 use crate::scheduler::Scheduler;
 use crate::session;
@@ -21,8 +23,8 @@ use crate::users::UserPool;
 
 /// Threads for what blocks, at the most; they end when there is nothing to do.
 const BLOCKING_THREADS: usize = 2048;
-/// Small additions at a time.
-const SMALL_ADDITIONS: usize = 2;
+/// Small additions at a time, on the threads of the sessions, of which there are so many more than processors.
+const SMALL_ADDITIONS: usize = 8;
 /// How long builds may take to end when the daemon is told to stop.
 const CLEAN_UP: std::time::Duration = std::time::Duration::from_secs(20);
 
@@ -38,6 +40,8 @@ pub struct Shared {
     shares: Shares,
     /// Turns at adding something small on a thread of the sessions. There are more of those than turns.
     pub small_additions: Semaphore,
+    /// The runtime that builds, with the threads for what blocks. Sessions have lanes of their own.
+    pub main: Handle,
     next: AtomicU64,
 }
 
@@ -92,7 +96,6 @@ pub fn open_store(settings: &Settings, build_users_gid: Option<u32>) -> Result<S
 pub fn run(settings: Settings, spawner: SpawnerHandle, sockets: Vec<Socket>) -> Result<(), Error> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
-        .worker_threads(std::thread::available_parallelism().map_or(1, usize::from).saturating_add(SMALL_ADDITIONS))
         // A slow upload holds one; a slow client must not keep others from theirs.
         .max_blocking_threads(BLOCKING_THREADS)
         .build()
@@ -124,6 +127,7 @@ async fn serve(
         users,
         shares: Shares::new(share::raise_descriptors()),
         small_additions: Semaphore::new(SMALL_ADDITIONS),
+        main: Handle::current(),
         next: AtomicU64::new(1),
     });
     let failed = |source| Error::io("taking over", std::path::Path::new("socket"), source);
@@ -134,10 +138,18 @@ async fn serve(
         signals.spawn(async move { signal.recv().await });
     }
     fruix_store::failpoints::ready();
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let starting = |source| Error::io("starting the threads of", std::path::Path::new("fruixd"), source);
+    let lanes = Arc::new(Lanes::start(processors.saturating_add(SMALL_ADDITIONS)).map_err(starting)?);
     let mut acceptors = JoinSet::new();
-    for socket in sockets {
-        let acceptor = Acceptor::new(socket).map_err(failed)?;
-        acceptors.spawn(accept(acceptor, Arc::clone(&shared)));
+    if let Some(first) = lanes.first() {
+        for socket in sockets {
+            let acceptor = {
+                let _entered = first.enter();
+                Acceptor::new(socket).map_err(failed)?
+            };
+            acceptors.spawn_on(accept(acceptor, Arc::clone(&lanes), Arc::clone(&shared)), first);
+        }
     }
     info!(store = shared.settings.store_dir.as_str(), "ready");
     if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
@@ -148,6 +160,9 @@ async fn serve(
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     // Sessions end with their tasks, and builds with the sessions that wait for them; the runtime waits for their clean-up.
     acceptors.shutdown().await;
+    if let Some(lanes) = Arc::into_inner(lanes) {
+        let _ = tokio::task::spawn_blocking(move || lanes.stop()).await;
+    }
     tokio::task::yield_now().await;
     if tokio::time::timeout(CLEAN_UP, builder.settle()).await.is_err() {
         warn!("builds did not end in time; what they leave is removed later");
@@ -159,12 +174,12 @@ async fn serve(
     Ok(())
 }
 
-async fn accept(acceptor: Acceptor, shared: Arc<Shared>) {
+async fn accept(acceptor: Acceptor, lanes: Arc<Lanes>, shared: Arc<Shared>) {
     let mut sessions = JoinSet::new();
     loop {
         while sessions.try_join_next().is_some() {}
         match acceptor.accept().await {
-            Ok((stream, peer)) => {
+            Ok((connection, peer)) => {
                 if shared.is_builder(&peer) {
                     warn!("refused connection from {}: builders are not clients", peer.name);
                     continue;
@@ -177,7 +192,9 @@ async fn accept(acceptor: Acceptor, shared: Arc<Shared>) {
                     }
                 };
                 debug!("accepted connection from {}", peer.name);
-                sessions.spawn(client(stream, peer, session, Arc::clone(&shared)));
+                let Some(place) = lanes.place() else { return };
+                let lane = place.runtime.clone();
+                sessions.spawn_on(client(connection, peer, session, place, Arc::clone(&shared)), &lane);
             }
             Err(error) => {
                 // Out of descriptors, most likely: sessions that end make room.
@@ -188,11 +205,19 @@ async fn accept(acceptor: Acceptor, shared: Arc<Shared>) {
     }
 }
 
-async fn client(stream: Box<dyn Stream>, peer: Peer, session: share::Session, shared: Arc<Shared>) {
+async fn client(connection: Connection, peer: Peer, session: share::Session, place: Place, shared: Arc<Shared>) {
+    let stream: Box<dyn Stream> = match if place.first { Ok(connection) } else { connection.adopt() } {
+        Ok(Connection::Unix(stream)) => Box::new(stream),
+        Ok(Connection::Tcp(stream)) => Box::new(stream),
+        Err(error) => {
+            warn!(%error, "cannot serve {}", peer.name);
+            return;
+        }
+    };
     if let Some((uid, _)) = peer.credentials {
-        match user_name(uid) {
+        match &peer.user {
             Some(name) => {
-                if let Err(error) = shared.store.create_user(&name, uid) {
+                if let Err(error) = shared.store.create_user(name, uid) {
                     warn!(%error, "cannot create the profile directory of user {name}");
                 }
             }

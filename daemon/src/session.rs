@@ -19,7 +19,6 @@ use fruix_protocol::ops::{self, GcResults, PathInfo, Service, SubstitutableInfo}
 use fruix_protocol::server::{self as wire, Log, OpError, Work};
 use fruix_store::Error as StoreError;
 use fruix_store::{GcAction, GcOptions, Repair, Report, Store, TempRoots, Verbosity};
-use tokio::runtime::Handle;
 
 use crate::error::Error;
 use crate::listen::{Peer, Stream};
@@ -28,7 +27,7 @@ use crate::replies::Replies;
 use crate::requester::{LineSink, Requester};
 use crate::roots::keep;
 use crate::runtime_roots::runtime_roots;
-use crate::scheduler::{BuildMode, Target, Wanted, blocking};
+use crate::scheduler::{BuildMode, Target, Wanted, blocking_on};
 use crate::server::Shared;
 use crate::share;
 
@@ -100,7 +99,7 @@ impl Session {
     /// Runs what may block.
     async fn block<T: Send + 'static>(&self, work: impl FnOnce(&Store) -> Result<T, Error> + Send + 'static) -> Result<T, OpError> {
         let (store, thread) = (self.shared.store.clone(), self.share.thread().await);
-        blocking(move || {
+        blocking_on(&self.shared.main, move || {
             let _thread = thread;
             work(&store)
         })
@@ -146,7 +145,7 @@ impl Session {
         let cancel = Cancel(Arc::new(AtomicBool::new(false)));
         let (store, log, verbosity, flag) = (self.shared.store.clone(), work.log(), self.options.verbosity, Arc::clone(&cancel.0));
         let thread = self.share.thread().await;
-        let result = blocking(move || {
+        let result = blocking_on(&self.shared.main, move || {
             let _thread = thread;
             let mut report = |level: Verbosity, line: &str| {
                 if level as u64 <= verbosity {
@@ -223,7 +222,7 @@ impl Service for Session {
         let (store, roots) = (self.shared.store.clone(), Arc::clone(&self.roots));
         let thread = self.share.thread().await;
         let mut body = work.body().into_blocking();
-        let added = blocking(move || {
+        let added = blocking_on(&self.shared.main, move || {
             let _thread = thread;
             let added = match algo {
                 Ok(algo) => store.add_from_nar(&roots, &name, recursive, algo, &mut body).map_err(Error::from),
@@ -267,7 +266,7 @@ impl Service for Session {
     }
 
     async fn ensure_path(&mut self, request: ops::EnsurePath, _: &mut Work) -> Result<(), OpError> {
-        keep(&self.roots, [&request.path]).await?;
+        keep(&self.shared.main, &self.roots, [&request.path]).await?;
         if told(self.store().is_valid(&request.path))? {
             return Ok(());
         }
@@ -275,7 +274,7 @@ impl Service for Session {
     }
 
     async fn add_temp_root(&mut self, request: ops::AddTempRoot, _: &mut Work) -> Result<(), OpError> {
-        Ok(keep(&self.roots, [&request.path]).await?)
+        Ok(keep(&self.shared.main, &self.roots, [&request.path]).await?)
     }
 
     async fn add_indirect_root(&mut self, request: ops::AddIndirectRoot, _: &mut Work) -> Result<(), OpError> {
@@ -356,8 +355,8 @@ impl Service for Session {
         Ok(told(self.store().derivation_outputs(&request.path))?.into_values().collect())
     }
 
-    async fn query_all_valid_paths(&mut self, _: ops::QueryAllValidPaths, _: &mut Work) -> Result<BTreeSet<StorePath>, OpError> {
-        self.block(|store| Ok(store.all_valid()?)).await
+    async fn query_all_valid_paths(&mut self, _: ops::QueryAllValidPaths, _: &mut Work) -> Result<Vec<StorePath>, OpError> {
+        self.block(|store| Ok(store.sorted_valid()?)).await
     }
 
     async fn query_failed_paths(&mut self, _: ops::QueryFailedPaths, _: &mut Work) -> Result<BTreeSet<StorePath>, OpError> {
@@ -427,7 +426,7 @@ impl Service for Session {
     }
 
     async fn verify_store(&mut self, request: ops::VerifyStore, work: &mut Work) -> Result<bool, OpError> {
-        let (requester, scheduler, runtime) = (self.requester(work), self.shared.scheduler.clone(), Handle::current());
+        let (requester, scheduler, runtime) = (self.requester(work), self.shared.scheduler.clone(), self.shared.main.clone());
         self.long(work, move |store, report, cancel| {
             let mut repair = |path: &StorePath| {
                 let work = async {

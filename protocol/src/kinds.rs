@@ -153,31 +153,39 @@ impl Codec for Path {
         "store path".into()
     }
     fn encode(value: &StorePath, sink: &mut Sink<'_>) {
-        let path = sink.context().store_dir.display(value);
-        sink.bytes(path.as_bytes());
+        sink.store_path(value);
     }
     async fn decode(source: &mut Source<'_>) -> Result<StorePath, Error> {
-        let path = source.bytes(limits::PATH, "a store path").await?;
-        store_path(&path, source)
+        let mut short = [0; SHORT_PATH];
+        match source.short_bytes(&mut short, "a store path").await? {
+            Ok(path) => store_path(path, source),
+            Err(length) => {
+                let path = source.bytes_of(length, limits::PATH, "a store path").await?;
+                store_path(&path, source)
+            }
+        }
     }
     fn sample(samples: &mut Samples) -> StorePath {
         samples.store_path()
     }
 }
 
+/// Bytes that suffice for nearly all store paths, with their padding.
+const SHORT_PATH: usize = 256;
+
 /// What an impossible path is read as while the rest of a request that will be refused is read.
 const PLACEHOLDER: &str = "00000000000000000000000000000000-refused";
 
-fn store_path(path: &BString, source: &mut Source<'_>) -> Result<StorePath, Error> {
+fn store_path(path: &[u8], source: &mut Source<'_>) -> Result<StorePath, Error> {
     let store_dir = &source.context().store_dir;
     if let Ok(path) = store_dir.parse(path) {
         return Ok(path);
     }
     if !is_in_store(path, store_dir) {
-        return Err(Error::NotInStore { path: path.clone() });
+        return Err(Error::NotInStore { path: path.into() });
     }
-    source.note_impossible(path.clone());
-    StorePath::from_base_name(PLACEHOLDER).map_err(|_| Error::NotInStore { path: path.clone() })
+    source.note_impossible(path.into());
+    StorePath::from_base_name(PLACEHOLDER).map_err(|_| Error::NotInStore { path: path.into() })
 }
 
 /// A store path, or an empty string for none.
@@ -273,14 +281,31 @@ impl<C: Codec<Value: Ord>> Codec for Set<C> {
         }
     }
     async fn decode(source: &mut Source<'_>) -> Result<BTreeSet<C::Value>, Error> {
-        let mut items = BTreeSet::new();
-        for _ in 0..source.count("items").await? {
-            items.insert(C::decode(source).await?);
-        }
-        Ok(items)
+        // They come in order: a set is made of that at one stroke.
+        Ok(List::<C>::decode(source).await?.into_iter().collect())
     }
     fn sample(samples: &mut Samples) -> BTreeSet<C::Value> {
         (0..samples.below(5)).map(|_| C::sample(samples)).collect()
+    }
+}
+
+/// A [`Set`] that whoever answers has in ascending order and without duplicates already; it may be long.
+#[derive(Debug)]
+pub struct SortedList<C>(PhantomData<C>);
+
+impl<C: Codec<Value: Ord>> Codec for SortedList<C> {
+    type Value = Vec<C::Value>;
+    fn name() -> String {
+        Set::<C>::name()
+    }
+    fn encode(value: &Vec<C::Value>, sink: &mut Sink<'_>) {
+        List::<C>::encode(value, sink);
+    }
+    async fn decode(source: &mut Source<'_>) -> Result<Vec<C::Value>, Error> {
+        List::<C>::decode(source).await
+    }
+    fn sample(samples: &mut Samples) -> Vec<C::Value> {
+        Set::<C>::sample(samples).into_iter().collect()
     }
 }
 

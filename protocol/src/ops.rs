@@ -14,7 +14,7 @@ use crate::{
     client::{Client, Error as ClientError},
     kinds::{
         AnyPath, Bool, BuildMode, Candidates, GcAction, Int, List, Long, Maybe, MaybePath, NarHash, One, OptionValue, Pair, Path, Set,
-        ShortString, StoreItem, Text, Until,
+        ShortString, SortedList, StoreItem, Text, Until,
     },
     sample::Samples,
     server::{OpError, Peer, Work},
@@ -628,7 +628,7 @@ operations! {
     } Plain -> Set<Path>;
 
     /// All valid paths.
-    23 QueryAllValidPaths query_all_valid_paths since 0x160 {} Plain -> Set<Path>;
+    23 QueryAllValidPaths query_all_valid_paths since 0x160 {} Plain -> SortedList<Path>;
 
     /// The outputs whose build has failed, if failures are remembered.
     24 QueryFailedPaths query_failed_paths since 0x160 {} Plain -> Set<Path>;

@@ -15,7 +15,7 @@ use std::{
 };
 
 use bstr::{BString, ByteSlice};
-use fruix_drv::StoreDir;
+use fruix_drv::{StoreDir, StorePath};
 use tokio::{
     io::{AsyncRead, AsyncReadExt},
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -195,6 +195,17 @@ impl<'a> Sink<'a> {
         put_string(self.out, bytes);
     }
 
+    /// A store path, whole, as a string.
+    pub fn store_path(&mut self, path: &StorePath) {
+        let (dir, name) = (self.context.store_dir.as_str(), path.base_name());
+        let length = dir.len() as u64 + 1 + name.len() as u64;
+        self.word(length);
+        self.out.extend_from_slice(dir.as_bytes());
+        self.out.push(b'/');
+        self.out.extend_from_slice(name.as_bytes());
+        self.out.extend_from_slice([0; 8].get(..padding_of(length)).unwrap_or_default());
+    }
+
     /// How many items follow.
     pub fn count(&mut self, count: usize) {
         self.word(count as u64);
@@ -310,6 +321,35 @@ impl<'a> Source<'a> {
     /// As [`Source::word`], and [`Error::TooLong`], [`Error::Budget`], [`Error::Padding`].
     pub async fn bytes(&mut self, limit: usize, what: &'static str) -> Result<BString, Error> {
         let length = self.word(what).await?;
+        self.bytes_of(length, limit, what).await
+    }
+
+    /// A string that fits into `buffer` with its padding, or how long it is.
+    ///
+    /// # Errors
+    /// As [`Source::bytes`].
+    pub async fn short_bytes<'b>(&mut self, buffer: &'b mut [u8], what: &'static str) -> Result<Result<&'b [u8], u64>, Error> {
+        let length = self.word(what).await?;
+        let padding = padding_of(length);
+        let Some(size) = usize::try_from(length).ok().filter(|size| size.checked_add(padding).is_some_and(|whole| whole <= buffer.len()))
+        else {
+            return Ok(Err(length));
+        };
+        self.charge(length)?;
+        self.make_room().await;
+        self.fill(buffer.get_mut(..size + padding).unwrap_or_default(), what).await?;
+        let (bytes, rest) = buffer.split_at_checked(size).unwrap_or_default();
+        if rest.iter().take(padding).any(|&byte| byte != 0) {
+            return Err(Error::Padding);
+        }
+        Ok(Ok(bytes))
+    }
+
+    /// The rest of a string of which the length has been read.
+    ///
+    /// # Errors
+    /// As [`Source::bytes`].
+    pub async fn bytes_of(&mut self, length: u64, limit: usize, what: &'static str) -> Result<BString, Error> {
         let size = match usize::try_from(length) {
             Ok(size) if size <= limit => size,
             _ => return Err(Error::TooLong { what, length, limit }),

@@ -15,6 +15,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
 
 use crate::failpoints::{Moment, point};
+use crate::memory::Memory;
 use crate::{Error, Result, lock};
 
 /// The version that `DB/schema` holds. Guix never had another.
@@ -83,6 +84,8 @@ pub(crate) struct Db {
     readers: Mutex<Vec<Connection>>,
     /// A connection of its own, so that nobody waits for what it does.
     checkpointer: Mutex<Option<Connection>>,
+    /// Answers that are still right.
+    pub(crate) memory: Memory,
 }
 
 /// The connection that writes.
@@ -120,9 +123,6 @@ fn connect(path: &Path, create: bool) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
-fn has_column(connection: &Connection, column: &str) -> rusqlite::Result<bool> {
-    connection.prepare("select 1 from pragma_table_info('ValidPaths') where name = ?1")?.exists([column])
-}
 /// Makes a database in the new file `path`, with its tables, that is only this one file when it is closed.
 pub(crate) fn connect_file(path: &Path) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_CREATE;
@@ -135,6 +135,9 @@ pub(crate) fn connect_file(path: &Path) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
+fn has_column(connection: &Connection, column: &str) -> rusqlite::Result<bool> {
+    connection.prepare("select 1 from pragma_table_info('ValidPaths') where name = ?1")?.exists([column])
+}
 
 fn prepare_schema(connection: &mut Connection) -> rusqlite::Result<()> {
     let mut complete = connection.prepare("select 1 from sqlite_master where type = 'table' and name = 'FruixUnsynced'")?.exists([])?;
@@ -164,7 +167,8 @@ impl Db {
             match Self::try_open(path, durable) {
                 Ok(connection) => {
                     let writer = Mutex::new(Writer { connection, unsynced: false });
-                    return Ok(Db { path: path.to_owned(), writer, readers: Mutex::default(), checkpointer: Mutex::default() });
+                    let memory = Memory::new(path);
+                    return Ok(Db { path: path.to_owned(), writer, readers: Mutex::default(), checkpointer: Mutex::default(), memory });
                 }
                 Err(source) if is_busy(&source) => pause(attempt),
                 Err(source) => {

@@ -1,6 +1,7 @@
 //! What the database knows of paths.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use fruix_drv::{Hash, StorePath};
 use rusqlite::{Connection, OptionalExtension, Row};
@@ -24,6 +25,17 @@ pub struct PathInfo {
     pub nar_size: u64,
 }
 
+/// Paths, as an answer.
+pub(crate) type Paths = BTreeSet<StorePath>;
+
+/// The outputs of a derivation, by name.
+pub(crate) type Outputs = BTreeMap<String, StorePath>;
+
+/// A value of its own, of one that may be remembered.
+fn owned<T: Clone>(answer: Arc<T>) -> T {
+    Arc::unwrap_or_clone(answer)
+}
+
 impl Store {
     /// Reads a path as the database has it.
     pub(crate) fn parse_row(&self, path: &str) -> Result<StorePath> {
@@ -39,23 +51,24 @@ impl Store {
     /// # Errors
     /// [`Error::Database`].
     pub fn is_valid(&self, path: &StorePath) -> Result<bool> {
-        let path = self.print(path);
-        self.db().read("querying path in database", |db| Ok(row_id(db, &path)?.is_some()))
+        let find = || {
+            let path = self.print(path);
+            self.db().read("querying path in database", |db| Ok(row_id(db, &path)?.is_some()))
+        };
+        self.db().memory.recall(|answers| &mut answers.valid, path, find)
     }
 
     /// Whether all of `paths` are registered.
     ///
     /// # Errors
     /// [`Error::Database`].
-    pub fn are_valid<'p>(&self, paths: impl IntoIterator<Item = &'p StorePath> + Clone) -> Result<bool> {
-        self.db().snapshot("querying paths in database", |db| {
-            for path in paths.clone() {
-                if row_id(db, &self.print(path))?.is_none() {
-                    return Ok(false);
-                }
+    pub fn are_valid<'p>(&self, paths: impl IntoIterator<Item = &'p StorePath>) -> Result<bool> {
+        for path in paths {
+            if !self.is_valid(path)? {
+                return Ok(false);
             }
-            Ok(true)
-        })
+        }
+        Ok(true)
     }
 
     /// Those of `paths` that are registered.
@@ -79,8 +92,16 @@ impl Store {
     /// # Errors
     /// [`Error::Database`].
     pub fn all_valid(&self) -> Result<BTreeSet<StorePath>> {
+        Ok(self.sorted_valid()?.into_iter().collect())
+    }
+
+    /// [`Store::all_valid`], in order, each once.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub fn sorted_valid(&self) -> Result<Vec<StorePath>> {
         self.db().read("querying all valid paths", |db| {
-            // From the index alone, and sorted: a set is made of that at one stroke.
+            // From the index alone.
             let mut statement = db.prepare_cached("select path from ValidPaths order by path")?;
             let mut rows = statement.query([])?;
             let mut paths = Vec::new();
@@ -90,7 +111,7 @@ impl Store {
                     Err(error) => tracing::warn!(%error, "ignored"),
                 }
             }
-            Ok(paths.into_iter().collect())
+            Ok(paths)
         })
     }
 
@@ -129,6 +150,11 @@ impl Store {
     /// # Errors
     /// [`Error::Database`], [`Error::CorruptRow`].
     pub fn query_path_info(&self, path: &StorePath) -> Result<Option<PathInfo>> {
+        let find = || Ok(self.find_path_info(path)?.map(Arc::new));
+        Ok(self.db().memory.recall(|answers| &mut answers.infos, path, find)?.map(owned))
+    }
+
+    fn find_path_info(&self, path: &StorePath) -> Result<Option<PathInfo>> {
         let printed = self.print(path);
         self.db().read("querying path info", |db| {
             // One statement sees one state: no row of references is missing because of a deletion in between.
@@ -196,7 +222,8 @@ impl Store {
     pub fn referrers(&self, path: &StorePath) -> Result<BTreeSet<StorePath>> {
         let sql = "select v.path from Refs r join ValidPaths v on r.referrer = v.id \
                    where r.reference = (select id from ValidPaths where path = ?1)";
-        self.paths("querying referrers", sql, &self.print(path))
+        let find = || Ok(Arc::new(self.paths("querying referrers", sql, &self.print(path))?));
+        self.db().memory.recall(|answers| &mut answers.referrers, path, find).map(owned)
     }
 
     /// The derivation by which the valid path `path` was built, if known.
@@ -221,6 +248,11 @@ impl Store {
     /// # Errors
     /// [`Error::NotValid`], [`Error::Database`].
     pub fn derivation_outputs(&self, drv: &StorePath) -> Result<BTreeMap<String, StorePath>> {
+        let find = || Ok(Arc::new(self.find_derivation_outputs(drv)?));
+        self.db().memory.recall(|answers| &mut answers.outputs, drv, find).map(owned)
+    }
+
+    fn find_derivation_outputs(&self, drv: &StorePath) -> Result<Outputs> {
         let printed = self.print(drv);
         self.db().snapshot("querying derivation outputs", |db| {
             let id = row_id(db, &printed)?.ok_or_else(|| self.not_valid(drv))?;

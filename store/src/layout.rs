@@ -31,6 +31,7 @@ use crate::fsutil::{self, kind, lstat_at, make_dirs, permissions};
 use crate::register::Registrations;
 use crate::staging::{Staging, is_staging};
 use crate::sync::FileSystemSync;
+use crate::temproots::Table;
 use crate::unsynced::Syncer;
 use crate::{Config, Error, Inner, Result, Store, TempRoots};
 
@@ -108,7 +109,8 @@ impl Store {
             write_schema(&schema)?;
         }
 
-        let staging = Staging::open(dir.as_fd(), &config.store_dir, TempRoots::new(&config.state_dir, &config.store_dir))?;
+        let temp_roots = Table::of(&config.state_dir, &config.store_dir);
+        let staging = Staging::open(dir.as_fd(), &config.store_dir, TempRoots::new(&temp_roots))?;
         let inner = Inner {
             config,
             dir,
@@ -119,6 +121,7 @@ impl Store {
             file_system_sync: FileSystemSync::default(),
             syncer: Syncer::default(),
             big_lock,
+            temp_roots,
         };
         let store = Store { inner: Arc::new(inner) };
         store.take_over_unsynced()?;

@@ -30,6 +30,7 @@ mod info;
 mod layout;
 mod links;
 mod locks;
+mod memory;
 mod nar_fs;
 mod optimise;
 mod register;
@@ -96,6 +97,7 @@ pub(crate) struct Inner {
     file_system_sync: sync::FileSystemSync,
     syncer: unsynced::Syncer,
     big_lock: Arc<big_lock::BigLock>,
+    temp_roots: Arc<temproots::Table>,
 }
 
 impl Store {

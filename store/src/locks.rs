@@ -20,7 +20,7 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -138,6 +138,8 @@ enum Means {
 struct Table {
     held: Mutex<HashMap<PathBuf, Held>>,
     changed: Condvar,
+    /// Threads that wait for a change; changed while `held` is locked. Most often there are none, and to tell them so would be a system call.
+    waiting: AtomicUsize,
 }
 
 /// The lock files that this process has locked, by name.
@@ -213,7 +215,9 @@ impl FileLock {
                 table = held();
                 continue;
             }
+            TABLE.waiting.fetch_add(1, Ordering::Relaxed);
             table = TABLE.changed.wait_timeout(table, pause_now).unwrap_or_else(PoisonError::into_inner).0;
+            TABLE.waiting.fetch_sub(1, Ordering::Relaxed);
         }
     }
 
@@ -273,7 +277,9 @@ impl Drop for FileLock {
         let mut table = held();
         if self.kind == Kind::Exclusive {
             while table.get(&self.path).is_some_and(|held| held.sharers > 0) {
+                TABLE.waiting.fetch_add(1, Ordering::Relaxed);
                 table = TABLE.changed.wait(table).unwrap_or_else(PoisonError::into_inner);
+                TABLE.waiting.fetch_sub(1, Ordering::Relaxed);
             }
             if let Some(Held { means: Means::File(file), .. }) = table.get(&self.path)
                 && self.delete
@@ -289,8 +295,11 @@ impl Drop for FileLock {
                 table.remove(&self.path);
             }
         }
+        let waiting = TABLE.waiting.load(Ordering::Relaxed);
         drop(table);
-        TABLE.changed.notify_all();
+        if waiting > 0 {
+            TABLE.changed.notify_all();
+        }
     }
 }
 

@@ -147,7 +147,7 @@ pub(crate) fn bury(file: &File, path: &Path) {
 
 impl Table {
     /// The table for a store.
-    fn of(state_dir: &Path, store_dir: &StoreDir) -> Arc<Table> {
+    pub(crate) fn of(state_dir: &Path, store_dir: &StoreDir) -> Arc<Table> {
         let state_dir = state_dir.canonicalize().unwrap_or_else(|_| state_dir.to_owned());
         let key = (state_dir.clone(), store_dir.to_string());
         let make =
@@ -402,11 +402,10 @@ pub struct TempRoots {
 }
 
 impl TempRoots {
-    /// No roots yet, of a store that need not be open.
-    pub(crate) fn new(state_dir: &Path, store_dir: &StoreDir) -> TempRoots {
-        let table = Table::of(state_dir, store_dir);
+    /// No roots yet, in `table`.
+    pub(crate) fn new(table: &Arc<Table>) -> TempRoots {
         lock(&table.roots).sessions += 1;
-        TempRoots { table, mine: Mutex::default() }
+        TempRoots { table: Arc::clone(table), mine: Mutex::default() }
     }
 
     /// Makes `path` a root, whether or not it is valid or exists. Whoever needs a path does this first, and then asks whether it is valid:
@@ -481,6 +480,6 @@ impl Drop for TempRoots {
 impl Store {
     /// Temporary roots for a new session, none yet.
     pub fn temp_roots(&self) -> TempRoots {
-        TempRoots::new(self.state_dir(), self.store_dir())
+        TempRoots::new(&self.inner.temp_roots)
     }
 }

@@ -1,12 +1,12 @@
 //! Directories for users' profiles.
 
 use nix::errno::Errno;
-use nix::sys::stat::{Mode, fchmod, mkdirat};
+use nix::sys::stat::{Mode, SFlag, fchmod, lstat, mkdirat};
 use nix::unistd::{Uid, UnlinkatFlags, fchown, unlinkat};
 use std::ffi::OsStr;
 
 use crate::failpoints::step;
-use crate::fsutil::{open_dir, open_dir_at};
+use crate::fsutil::{kind, open_dir, open_dir_at};
 use crate::{Error, Result, Store};
 
 impl Store {
@@ -24,6 +24,10 @@ impl Store {
         }
         let parent = self.state_dir().join("profiles/per-user");
         let shown = parent.join(name);
+        // As it is with each connection but the first.
+        if lstat(&shown).is_ok_and(|stat| kind(&stat) == SFlag::S_IFDIR) {
+            return Ok(());
+        }
         let parent_dir = open_dir(&parent).map_err(Error::io("opening", &parent))?;
         match step("profile::make", || mkdirat(&parent_dir, name, Mode::S_IRWXU)) {
             Ok(()) => {}
