@@ -61,7 +61,6 @@ pub use error::{Error, Result};
 pub use fsutil::Place;
 pub use gc::{GcAction, GcOptions, GcResults, Report, Verbosity, show_bytes};
 pub use database_file::write_database;
-pub use database_file::write_database;
 pub use info::PathInfo;
 pub use layout::ensure_store_writable;
 pub use links::OptimiseStats;
