@@ -22,6 +22,7 @@ use crate::fsutil::{
 use crate::{Error, Result};
 
 /// Attributes that are not the file's own but its label under the system's security policy; they cannot be removed.
+#[cfg(any(target_os = "linux", target_os = "android"))]
 const KEPT_ATTRIBUTES: [&[u8]; 3] = [b"security.csm", b"security.selinux", b"system.nfs4_acl"];
 
 /// The files with several links that were met while the outputs of one build were canonicalised, so that hard links among them are
@@ -88,6 +89,11 @@ pub fn check_output(place: &Place<'_>, uid: Option<u32>) -> Result<()> {
     if others_write || uid.is_some_and(|uid| stat.st_uid != uid) {
         return Err(Error::Suspicious { path: place.shown.clone() });
     }
+    // It is moved before anything else, which a flag may forbid.
+    #[cfg(target_os = "freebsd")]
+    if crate::sys::has_flags(&stat) {
+        crate::sys::clear_flags(place.dir, &place.name).map_err(Error::io("clearing flags of", &place.shown))?;
+    }
     Ok(())
 }
 
@@ -128,6 +134,10 @@ impl Walk<'_> {
             }
             self.seen.meet(&stat, shown);
             return Ok(());
+        }
+        #[cfg(target_os = "freebsd")]
+        if crate::sys::has_flags(&stat) {
+            crate::sys::clear_flags(place.dir, &place.name).map_err(Error::io("clearing flags of", shown))?;
         }
         if what != SFlag::S_IFDIR && self.seen.meet(&stat, shown) {
             return Ok(());
@@ -237,11 +247,10 @@ pub(crate) fn strip_attributes(fd: impl AsFd) -> io::Result<()> {
     Ok(())
 }
 
-/// Removes all extended attributes, and so access control lists, of an open file.
-#[cfg(not(any(target_os = "linux", target_os = "android")))]
-pub(crate) fn strip_attributes(_fd: impl AsFd) -> io::Result<()> {
-    let _ = KEPT_ATTRIBUTES;
-    Ok(())
+/// Removes the extended attributes that users may set of an open file.
+#[cfg(target_os = "freebsd")]
+pub(crate) fn strip_attributes(fd: impl AsFd) -> io::Result<()> {
+    foreign_attributes(&fd)?.iter().try_for_each(|name| crate::sys::remove_attribute(fd.as_fd(), name))
 }
 
 /// The extended attributes of an open file that [`strip_attributes`] would remove.
@@ -258,9 +267,9 @@ pub(crate) fn foreign_attributes(fd: impl AsFd) -> io::Result<Vec<Vec<u8>>> {
 }
 
 /// The extended attributes of an open file that [`strip_attributes`] would remove.
-#[cfg(not(any(target_os = "linux", target_os = "android")))]
-pub(crate) fn foreign_attributes(_fd: impl AsFd) -> io::Result<Vec<Vec<u8>>> {
-    Ok(Vec::new())
+#[cfg(target_os = "freebsd")]
+pub(crate) fn foreign_attributes(fd: impl AsFd) -> io::Result<Vec<Vec<u8>>> {
+    crate::sys::attributes(fd.as_fd())
 }
 
 /// Whether an open file has a flag that keeps even root from removing it.
@@ -270,10 +279,10 @@ pub(crate) fn frozen(fd: impl AsFd) -> bool {
     ioctl_getflags(fd.as_fd()).is_ok_and(|flags| flags.intersects(IFlags::IMMUTABLE | IFlags::APPEND))
 }
 
-/// Whether an open file has a flag that keeps even root from removing it.
-#[cfg(not(any(target_os = "linux", target_os = "android")))]
-pub(crate) fn frozen(_fd: impl AsFd) -> bool {
-    false
+/// Whether an open file has a flag, which may keep even root from removing it.
+#[cfg(target_os = "freebsd")]
+pub(crate) fn frozen(fd: impl AsFd) -> bool {
+    fstat(fd).is_ok_and(|stat| crate::sys::has_flags(&stat))
 }
 
 #[cfg(test)]

@@ -223,7 +223,7 @@ pub fn remove_tree(dir: impl AsFd, name: &OsStr, shown: &Path, link_threshold: u
             let name = std::mem::take(&mut level.name);
             stack.pop();
             let parent = stack.last().map_or(dir, |parent| parent.dir.as_fd());
-            match step("remove::rmdir", || unlinkat(parent, name.as_os_str(), UnlinkatFlags::RemoveDir)) {
+            match step("remove::rmdir", || unlink(parent, &name, UnlinkatFlags::RemoveDir)) {
                 Ok(()) | Err(Errno::ENOENT) => removed.add(0),
                 Err(error) => return Err(Error::io("cannot unlink", &shown)(error)),
             }
@@ -324,8 +324,18 @@ fn enter(dir: BorrowedFd<'_>, name: &OsStr, shown: &Path, link_threshold: u64, r
     Ok(Some(Level { dir, name: name.to_owned(), pending: Vec::new() }))
 }
 
+/// Removes a name, whatever flags file or directory have that forbid it.
+fn unlink(dir: BorrowedFd<'_>, name: &OsStr, flags: UnlinkatFlags) -> nix::Result<()> {
+    let result = unlinkat(dir, name, flags);
+    #[cfg(target_os = "freebsd")]
+    if result == Err(Errno::EPERM) && [name, OsStr::new(".")].iter().all(|name| crate::sys::clear_flags(dir, name).is_ok()) {
+        return unlinkat(dir, name, flags);
+    }
+    result
+}
+
 fn remove_file(dir: BorrowedFd<'_>, name: &OsStr, shown: &Path, stat: &FileStat, link_threshold: u64, removed: &mut Removed) -> Result<()> {
-    match step("remove::unlink", || unlinkat(dir, name, UnlinkatFlags::NoRemoveDir)) {
+    match step("remove::unlink", || unlink(dir, name, UnlinkatFlags::NoRemoveDir)) {
         Ok(()) => {
             let gone = links(stat) <= link_threshold;
             removed.add(if gone { u64::try_from(stat.st_size).unwrap_or(0) } else { 0 });

@@ -40,6 +40,8 @@ mod scan;
 mod staging;
 #[cfg_attr(not(target_os = "linux"), allow(dead_code))] // Only there can a whole file system be synced and errors be heard.
 mod sync;
+#[cfg(target_os = "freebsd")]
+mod sys;
 mod temproots;
 mod unsynced;
 mod users;
@@ -57,10 +59,10 @@ use fruix_drv::{StoreDir, StorePath};
 pub use canonicalise::{InodesSeen, canonicalise, check_output};
 pub use check::{Checked, Finding, Severity, Watch, check_store};
 pub use config::Config;
+pub use database_file::write_database;
 pub use error::{Error, Result};
 pub use fsutil::Place;
 pub use gc::{GcAction, GcOptions, GcResults, Report, Verbosity, show_bytes};
-pub use database_file::write_database;
 pub use info::PathInfo;
 pub use layout::ensure_store_writable;
 pub use links::OptimiseStats;
