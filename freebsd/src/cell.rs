@@ -1,5 +1,6 @@
 //! A jail with its root: how it comes into being, and how nothing of it stays.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -140,8 +141,14 @@ fn build_up(kernel: &mut impl Kernel, cell: &Cell, features: &Features) -> Resul
     for entry in &cell.entries {
         kernel.make(&cell.root, entry).map_err(Error::file("making", entry.path()))?;
     }
+    let mut covered = BTreeSet::new();
+    let mut mounts = Vec::new();
     for mounted in &cell.mounts {
-        mount(kernel, cell, mounted, features)?;
+        mounts.extend(prepare(kernel, cell, mounted, features, &covered)?);
+        covered.insert(mounted.target());
+    }
+    for mount in &mounts {
+        self::mount(kernel, cell, mount)?;
     }
     // Nothing may be added beside what is there.
     let root = Entry::Dir { path: "/".into(), mode: 0o555, gid: None };
@@ -161,8 +168,16 @@ fn build_up(kernel: &mut impl Kernel, cell: &Cell, features: &Features) -> Resul
     })
 }
 
-fn mount(kernel: &mut impl Kernel, cell: &Cell, mounted: &Mounted, features: &Features) -> Result<()> {
-    let (target, request) = match mounted {
+/// What is to be mounted for an item of a cell, once its source has been looked at; `None` where there is nothing to mount. All places are made before
+/// anything is mounted: the kernel writes the directory that it mounts on to the disk first, and several that were made together cost one write.
+fn prepare<'a>(
+    kernel: &mut impl Kernel,
+    cell: &'a Cell,
+    mounted: &'a Mounted,
+    features: &Features,
+    covered: &BTreeSet<&'a Path>,
+) -> Result<Option<Prepared<'a>>> {
+    let mut prepared = match mounted {
         Mounted::Host { source, target, read_only, lookup, optional } => {
             let found = kernel.find(source, *lookup).map_err(Error::file("looking up", source))?;
             let (dir, from) = match found {
@@ -170,38 +185,57 @@ fn mount(kernel: &mut impl Kernel, cell: &Cell, mounted: &Mounted, features: &Fe
                 Found::File(from) => (false, from),
                 Found::Link(to) => {
                     let link = Entry::Link { path: target.clone(), target: to };
-                    return kernel.make(&cell.root, &link).map_err(Error::file("making", target));
+                    return kernel.make(&cell.root, &link).map_err(Error::file("making", target)).map(|()| None);
                 }
-                Found::Other | Found::Missing if *optional => return Ok(()),
+                Found::Other | Found::Missing if *optional => return Ok(None),
                 Found::Other => return Err(Error::file("looking up", source)(io::ErrorKind::InvalidInput.into())),
                 Found::Missing => return Err(Error::file("looking up", source)(io::ErrorKind::NotFound.into())),
             };
-            kernel.make_place(&cell.root, target, dir).map_err(Error::file("making", target))?;
-            (
-                target,
-                MountRequest {
-                    kind: "nullfs",
-                    path: below(&cell.root, target),
-                    from: Some(from),
-                    options: Vec::new(),
-                    read_only: *read_only,
-                },
-            )
+            let path = below(&cell.root, target);
+            let request = MountRequest { kind: "nullfs", path, from: Some(from), options: Vec::new(), read_only: *read_only };
+            Prepared { target, request, place: Some(dir), optional: *optional }
         }
         Mounted::Devices { target } => {
-            kernel.make_place(&cell.root, target, true).map_err(Error::file("making", target))?;
             let options = vec![("ruleset", cell.rights.ruleset.to_string())];
-            (target, MountRequest { kind: "devfs", path: below(&cell.root, target), from: None, options, read_only: false })
+            let request = MountRequest { kind: "devfs", path: below(&cell.root, target), from: None, options, read_only: false };
+            Prepared { target, request, place: Some(true), optional: false }
         }
-        Mounted::Descriptors { .. } if !features.has_file_system("fdescfs") => return Ok(()),
+        Mounted::Descriptors { .. } if !features.has_file_system("fdescfs") => return Ok(None),
         Mounted::Descriptors { target } => {
-            (target, MountRequest { kind: "fdescfs", path: below(&cell.root, target), from: None, options: Vec::new(), read_only: false })
+            let request =
+                MountRequest { kind: "fdescfs", path: below(&cell.root, target), from: None, options: Vec::new(), read_only: false };
+            // The devices bring it along.
+            Prepared { target, request, place: None, optional: false }
         }
     };
-    if let Err((source, message)) = kernel.mount(&request) {
+    let target = prepared.target;
+    // What is below another mount has its place there, and not before that is mounted.
+    if !target.ancestors().skip(1).any(|above| covered.contains(above))
+        && let Some(dir) = prepared.place.take()
+    {
+        kernel.make_place(&cell.root, target, dir).map_err(Error::file("making", target))?;
+    }
+    Ok(Some(prepared))
+}
+
+/// A mount, ready to be made.
+struct Prepared<'a> {
+    target: &'a Path,
+    request: MountRequest,
+    /// A place that still has to be made: whether it is a directory.
+    place: Option<bool>,
+    optional: bool,
+}
+
+fn mount(kernel: &mut impl Kernel, cell: &Cell, prepared: &Prepared<'_>) -> Result<()> {
+    let Prepared { target, request, place, optional } = prepared;
+    if let Some(dir) = place {
+        kernel.make_place(&cell.root, target, *dir).map_err(Error::file("making", target))?;
+    }
+    if let Err((source, message)) = kernel.mount(request) {
         // It is there already, below something larger.
-        let there = source.raw_os_error() == Some(libc::EDEADLK) && matches!(mounted, Mounted::Host { optional: true, .. });
-        return if there { Ok(()) } else { Err(Error::Mount { path: target.clone(), message, source }) };
+        let there = source.raw_os_error() == Some(libc::EDEADLK) && *optional;
+        return if there { Ok(()) } else { Err(Error::Mount { path: target.to_path_buf(), message, source }) };
     }
     if let Some(source) = &request.from
         && !kernel.shows(&request.path, source).map_err(Error::file("looking at", target))?
@@ -264,6 +298,16 @@ impl Entry {
     pub fn path(&self) -> &Path {
         match self {
             Entry::Dir { path, .. } | Entry::File { path, .. } | Entry::Link { path, .. } | Entry::Users { path, .. } => path,
+        }
+    }
+}
+
+impl Mounted {
+    /// Where it is, for the jail.
+    #[must_use]
+    pub fn target(&self) -> &Path {
+        match self {
+            Mounted::Host { target, .. } | Mounted::Devices { target } | Mounted::Descriptors { target } => target,
         }
     }
 }

@@ -181,7 +181,7 @@ pub trait Kernel {
     /// The system refuses.
     fn remove_jail(&mut self, jail: JailId) -> io::Result<()>;
 
-    /// Waits until this process has no children. As the reaper of a jail's processes it then knows that none is left.
+    /// Kills what descends from this process, and waits until it has no children. As the reaper of a jail's processes it then knows that none is left.
     ///
     /// # Errors
     /// The system refuses.
@@ -273,6 +273,8 @@ impl Kernel for Host {
 
     fn wait_for_children(&mut self) -> io::Result<()> {
         loop {
+            // A process that was just being forked when its jail was removed is not in it any more, and nobody has killed it.
+            crate::signal_descendants(libc::SIGKILL)?;
             match nix::sys::wait::waitpid(None, None) {
                 Ok(_) | Err(nix::errno::Errno::EINTR) => {}
                 Err(nix::errno::Errno::ECHILD) => return Ok(()),

@@ -52,6 +52,12 @@ enum Command {
         /// Build at most N derivations at a time
         #[arg(short = 'M', long, value_name = "N", default_value_t = 1)]
         max_jobs: u64,
+        /// Give up a build that says nothing for so long; 0: never. Default: the daemon's
+        #[arg(long, value_name = "SECONDS")]
+        max_silent_time: Option<u64>,
+        /// Give up a build that takes so long; 0: never. Default: the daemon's
+        #[arg(long, value_name = "SECONDS")]
+        timeout: Option<u64>,
         /// Build again what is there, and compare
         #[arg(long, conflicts_with = "repair")]
         check: bool,
@@ -106,14 +112,14 @@ enum Command {
     },
     /// List the roots, and what they keep
     Roots,
+    /// Make a FreeBSD system of a file that describes it
+    System(system::SystemArguments),
     /// Anything else is guix's
     #[command(external_subcommand)]
     Other(#[allow(dead_code)] Vec<OsString>), // They are taken as they were given.
 }
 
 /// A number of bytes.
-    /// Make a FreeBSD system of a file that describes it
-    System(system::SystemArguments),
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Size(u64);
 
@@ -189,7 +195,10 @@ impl Site {
             }
             _ => state.join("daemon-socket/socket"),
         };
-        let log_dir = PathBuf::from(var("GUIX_LOG_DIRECTORY", "/var/log/guix"));
+        // As the daemon has it.
+        let state_given = std::env::var_os("GUIX_STATE_DIRECTORY").is_some_and(|value| !value.is_empty());
+        let log_default = if state_given { state.join("log") } else { PathBuf::from("/var/log/guix") };
+        let log_dir = PathBuf::from(var("GUIX_LOG_DIRECTORY", &log_default.to_string_lossy()));
         let store_dir = StoreDir::checked(&store.to_string_lossy())?;
         Ok(Site { store_dir, socket, log_dir })
     }
@@ -215,10 +224,25 @@ fn run(command: Command) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         match command {
-            Command::Build { files, keep_failed, keep_going, no_substitutes, cores, max_jobs, check, repair, root, quiet } => {
+            Command::Build {
+                files,
+                keep_failed,
+                keep_going,
+                no_substitutes,
+                cores,
+                max_jobs,
+                max_silent_time,
+                timeout,
+                check,
+                repair,
+                root,
+                quiet,
+            } => {
                 let mut client = site.connect().await?;
                 client.set_log(move |text: &BStr| drop(io::stderr().write_all(text)));
-                let settings = [("build-max-jobs", max_jobs), ("build-cores", cores)];
+                let times = [("build-max-silent-time", max_silent_time), ("build-timeout", timeout)];
+                let times = times.into_iter().filter_map(|(name, value)| Some((name, value?)));
+                let settings = [("build-max-jobs", max_jobs), ("build-cores", cores)].into_iter().chain(times);
                 let options = ops::SetOptions {
                     keep_failed,
                     keep_going,
@@ -232,7 +256,7 @@ fn run(command: Command) -> Result<(), Failure> {
                     print_build_trace: false,
                     build_cores: None,
                     use_substitutes: !no_substitutes,
-                    settings: settings.map(|(name, value)| (name.into(), value.to_string().into())).to_vec(),
+                    settings: settings.map(|(name, value)| (name.into(), value.to_string().into())).collect(),
                 };
                 client.set_options(options).await?;
                 let mut drvs = Vec::new();
@@ -352,6 +376,7 @@ fn run(command: Command) -> Result<(), Failure> {
                 let roots = client.find_roots(ops::FindRoots {}).await?;
                 print_all(roots.iter().map(|(link, path)| format!("{link} -> {}", site.store_dir.display(path))))
             }
+            Command::System(arguments) => system::run(site, arguments).await,
             Command::Other(_) => hand_over(),
         }
     })
@@ -376,7 +401,6 @@ fn print_log(base: &Path) -> Result<(), Failure> {
     let with = |suffix: &str| {
         let mut name = base.as_os_str().to_owned();
         name.push(suffix);
-            Command::System(arguments) => system::run(site, arguments).await,
         std::fs::File::open(PathBuf::from(name))
     };
     let mut reader: Box<dyn io::Read> = if let Ok(file) = with(".gz") {

@@ -10,7 +10,7 @@ use fruix_freebsd::{Cell, Features, Host, Jail, Kernel as _, set_up, tear_down};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::event::{EvFlags, EventFilter, FilterFlag, KEvent, Kqueue};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::{Gid, Pid, Uid, setegid, seteuid, setgroups};
 use serde::{Deserialize, Serialize};
 
@@ -55,16 +55,19 @@ impl Jails {
 
 /// A keeper's whole life. On `socket` come what it says and, as soon as anything can be read there or the other end is closed, the order to stop.
 pub(super) fn keep(plan: &Plan, id: u64, output: OwnedFd, socket: &OwnedFd, jails: Option<&Jails>, builtins: Builtins) -> io::Result<()> {
+    let mut file = None;
     let result = match (&plan.root, jails) {
         (Root::Host, _) => keep_plain(plan, output, socket, builtins),
-        (Root::Private { .. }, Some(jails)) => keep_jail(plan, id, output, socket, jails, builtins),
+        (Root::Private { .. }, Some(jails)) => keep_jail(plan, id, output, socket, jails, builtins, &mut file),
         (Root::Private { .. }, None) => step("making a jail (the daemon is not root; try --disable-chroot)", "", Err(Errno::EPERM)),
     };
     let word = match result {
         Ok(status) => Word::Ended(status),
         Err(Step { what, path, source }) => Word::Failed(Failure::new(what, &path, &source)),
     };
-    send(socket.as_fd(), &word, &[])
+    send(socket.as_fd(), &word, &[])?;
+    // Where nobody hears, the next daemon has directories to remove.
+    file.map_or(Ok(()), std::fs::remove_file)
 }
 
 fn keep_plain(plan: &Plan, output: OwnedFd, socket: &OwnedFd, builtins: Builtins) -> Done<ExitStatus> {
@@ -76,7 +79,16 @@ fn keep_plain(plan: &Plan, output: OwnedFd, socket: &OwnedFd, builtins: Builtins
     Ok(status)
 }
 
-fn keep_jail(plan: &Plan, id: u64, output: OwnedFd, socket: &OwnedFd, jails: &Jails, builtins: Builtins) -> Done<ExitStatus> {
+/// `done` becomes the file that tells of the jail, when nothing is left of that.
+fn keep_jail(
+    plan: &Plan,
+    id: u64,
+    output: OwnedFd,
+    socket: &OwnedFd,
+    jails: &Jails,
+    builtins: Builtins,
+    done: &mut Option<PathBuf>,
+) -> Done<ExitStatus> {
     step("adopting orphans", "", fruix_freebsd::become_reaper())?;
     let (name, file) = jails.names(id);
     let plan = readable(plan)?;
@@ -89,7 +101,7 @@ fn keep_jail(plan: &Plan, id: u64, output: OwnedFd, socket: &OwnedFd, jails: &Ja
             if let Some(undoing) = undoing {
                 say(format!("fruixd: {undoing}\n").as_bytes());
             } else {
-                let _ = std::fs::remove_file(&file);
+                *done = Some(file);
             }
             return Err(step_of(error));
         }
@@ -98,7 +110,7 @@ fn keep_jail(plan: &Plan, id: u64, output: OwnedFd, socket: &OwnedFd, jails: &Ja
     let result = run(&plan, output, socket, Some((&jail, &jails.features)), builtins, &kill);
     // What is not gone is the next daemon's.
     tear_down(&mut Host, &cell.name, &cell.root, false).map_err(step_of)?;
-    step("removing", &file, std::fs::remove_file(&file))?;
+    *done = Some(file);
     result
 }
 
@@ -143,13 +155,19 @@ fn run(
     let mut stopping = false;
     loop {
         loop {
-            match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::Exited(pid, code)) if pid == builder => return Ok(ExitStatus::Code(code)),
-                Ok(WaitStatus::Signaled(pid, signal, _)) if pid == builder => return Ok(ExitStatus::Signal(signal as i32)),
+            // The builder stays a zombie until its jail is removed: it holds the jail's network stack, whose removal takes the kernel a quarter of a
+            // second, in which this process need not wait.
+            let found = match waitid(Id::All, WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT) {
+                Ok(WaitStatus::Exited(pid, code)) => (pid, ExitStatus::Code(code)),
+                Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, ExitStatus::Signal(signal as i32)),
                 Ok(WaitStatus::StillAlive) => break,
-                Ok(_) | Err(Errno::EINTR) => {}
+                Ok(_) | Err(Errno::EINTR) => continue,
                 Err(errno) => return step("waiting for the child process", "", Err(errno)),
+            };
+            if found.0 == builder {
+                return Ok(found.1);
             }
+            step("waiting for an orphan", "", waitpid(found.0, None))?;
         }
         if !stopping && told_to_stop(socket) {
             stopping = true;

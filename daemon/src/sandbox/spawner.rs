@@ -507,6 +507,8 @@ fn kill_all_of(uid: Uid) -> Result<(), Errno> {
                     match nix::sys::signal::kill(Pid::from_raw(-1), Signal::SIGKILL) {
                         Err(Errno::EINTR) => {}
                         Err(Errno::ESRCH) | Ok(()) => return Ok(()),
+                        // What FreeBSD says when there are processes, and none of this user's.
+                        Err(Errno::EPERM) if cfg!(target_os = "freebsd") => return Ok(()),
                         Err(errno) => return Err(errno),
                     }
                 }

@@ -209,7 +209,7 @@ pub(super) fn start_spawner(choice: &Choice, builtins: Builtins) -> io::Result<(
                 None => None,
             };
             let isolation = isolation(choice);
-            Spawner { socket: theirs, isolation, jails, builtins, builds: HashMap::new(), _lock: lock }.serve()
+            Spawner { socket: theirs, isolation, jails, builtins, builds: HashMap::new(), daemon_lives: true, _lock: lock }.serve()
         }),
     }
 }
@@ -221,6 +221,7 @@ struct Spawner {
     jails: Option<Jails>,
     builtins: Builtins,
     builds: HashMap<u64, Build>,
+    daemon_lives: bool,
     /// Says that this instance lives; its keepers inherit it.
     _lock: Option<File>,
 }
@@ -239,9 +240,8 @@ struct Build {
 impl Spawner {
     fn serve(mut self) -> io::Result<()> {
         send(self.socket.as_fd(), &Report::Ready { isolation: self.isolation }, &[])?;
-        let mut daemon_lives = true;
-        while daemon_lives || !self.builds.is_empty() {
-            let (daemon, ready) = self.wait(daemon_lives)?;
+        while self.daemon_lives || !self.builds.is_empty() {
+            let (daemon, ready) = self.wait()?;
             for id in ready {
                 self.hear(id);
             }
@@ -252,7 +252,7 @@ impl Spawner {
                     Ok(Some((Request::Start { id }, fds))) => self.start(id, fds),
                     Ok(Some((Request::Kill { id }, _))) => self.stop(id),
                     Ok(None) | Err(_) => {
-                        daemon_lives = false;
+                        self.daemon_lives = false;
                         for id in self.builds.keys() {
                             self.stop(*id);
                         }
@@ -268,10 +268,10 @@ impl Spawner {
     }
 
     /// Waits for something to read: from the daemon, and from which builds.
-    fn wait(&self, daemon_lives: bool) -> io::Result<(bool, Vec<u64>)> {
+    fn wait(&self) -> io::Result<(bool, Vec<u64>)> {
         let builds: Vec<_> = self.builds.iter().collect();
         let mut fds: Vec<_> = builds.iter().map(|(_, build)| PollFd::new(build.socket.as_fd(), PollFlags::POLLIN)).collect();
-        if daemon_lives {
+        if self.daemon_lives {
             fds.push(PollFd::new(self.socket.as_fd(), PollFlags::POLLIN));
         }
         match poll(&mut fds, PollTimeout::NONE) {
@@ -279,7 +279,7 @@ impl Spawner {
             Err(errno) => return Err(errno.into()),
         }
         let is_ready = |fd: &PollFd<'_>| fd.any().unwrap_or(false);
-        let daemon = daemon_lives && fds.last().is_some_and(is_ready);
+        let daemon = self.daemon_lives && fds.last().is_some_and(is_ready);
         let ready = builds.iter().zip(&fds).filter(|(_, fd)| is_ready(fd)).map(|((id, _), _)| **id).collect();
         Ok((daemon, ready))
     }
@@ -343,18 +343,27 @@ impl Spawner {
         let Some(build) = self.builds.remove(&id) else { return };
         while waitpid(build.keeper, None) == Err(Errno::EINTR) {}
         let mut failure = build.failure.filter(|_| !build.started);
-        if build.status.is_none()
-            && let (Some(jails), Some(root)) = (&self.jails, &build.root)
-        {
+        let mut nothing_left = build.status.is_some();
+        if !nothing_left && let (Some(jails), Some(root)) = (&self.jails, &build.root) {
             // It did not end as it should. Its builder may still run, and is nobody's child.
             let (name, file) = jails.names(id);
             match tear_down(&mut Host, &name, root, true) {
-                Ok(()) => drop(std::fs::remove_file(file)),
+                Ok(()) => {
+                    nothing_left = true;
+                    let _ = std::fs::remove_file(file);
+                }
                 Err(error) => {
                     let error = io::Error::other(error.to_string());
                     failure.get_or_insert(Failure::new("removing a jail", root, &error));
                 }
             }
+        }
+        // Whose directory it is cannot remove it any more.
+        if !self.daemon_lives
+            && nothing_left
+            && let Some(root) = &build.root
+        {
+            let _ = remove_root(root);
         }
         let report = match failure {
             Some(failure) => Report::Failed { id, failure },
