@@ -24,3 +24,5 @@ s/(while setting up the child process: )in phase [A-Za-z]+: /\1/
 /^  \| checking path `/d
 # Made for the first build: before or after what else it needs is looked at.
 /^disk var\/userpool/d
+# Builtin builders for systems, which guix-daemon has not (docs/differences.md).
+s/ freebsd-[a-z]*//g

@@ -2,13 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use fruix_drv::{Hash, HashAlgo, Hasher};
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
 
 use crate::Result;
 use crate::daemon::{Daemon, Side, settle};
@@ -90,6 +93,53 @@ fn greet(socket: &Path) -> Result<Connection> {
     Ok(connection)
 }
 
+/// Keeps this thread, and what it starts, on one processor until it is dropped.
+///
+/// When a client and a daemon take turns on two processors, each sleeps while the other works, and to wake a sleeping one takes a virtual machine
+/// anything from 10 to 100 µs, whichever daemon it is. On one processor a turn costs a change of process, and what is measured is the work.
+struct OneProcessor(CpuSet);
+
+impl OneProcessor {
+    fn only() -> Result<OneProcessor> {
+        let (this, all) = (Pid::from_raw(0), sched_getaffinity(Pid::from_raw(0))?);
+        let first = (0..CpuSet::count()).find(|cpu| all.is_set(*cpu).unwrap_or(false)).ok_or("no processor")?;
+        let mut one = CpuSet::new();
+        one.set(first)?;
+        sched_setaffinity(this, &one)?;
+        Ok(OneProcessor(all))
+    }
+}
+
+impl Drop for OneProcessor {
+    fn drop(&mut self) {
+        let _ = sched_setaffinity(Pid::from_raw(0), &self.0);
+    }
+}
+
+/// What a turn of client and daemon takes on this machine when there is nothing to do: eight bytes there and back, by `read` and `write`.
+fn bare_turns(count: usize) -> Result<Figure> {
+    let (mut client, mut server) = UnixStream::pair()?;
+    let echo = std::thread::spawn(move || -> std::io::Result<()> {
+        let mut word = [0; 8];
+        for _ in 0..count {
+            server.read_exact(&mut word)?;
+            server.write_all(&word)?;
+        }
+        Ok(())
+    });
+    let mut times = Vec::with_capacity(count);
+    let mut word = [0; 8];
+    for _ in 0..count {
+        let begin = Instant::now();
+        client.write_all(&word)?;
+        client.read_exact(&mut word)?;
+        times.push(begin.elapsed());
+    }
+    echo.join().map_err(|_| "the echo died")??;
+    let figure = latencies("(the machine: eight bytes there and back", times).into_iter().next().ok_or("no figure")?;
+    Ok(Figure { name: format!("{})", figure.name), ..figure })
+}
+
 fn threads<T: Send>(count: usize, body: impl Fn(usize) -> Result<T> + Sync) -> Result<Vec<T>> {
     std::thread::scope(|scope| {
         let handles: Result<Vec<_>> = (0..count)
@@ -105,22 +155,25 @@ fn threads<T: Send>(count: usize, body: impl Fn(usize) -> Result<T> + Sync) -> R
 /// B1: greeting, options, one query.
 pub(crate) fn connections(bench: &Bench, side: &Side, trace: bool) -> Result<Turn> {
     side.wipe()?;
-    let daemon = side.start(trace)?;
     let query = Request::new(1).string(format!("{}/{}-none", side.store().as_str(), "0".repeat(32)));
-    let client = || -> Result<Connection> {
-        let mut connection = greet(&daemon.socket)?;
-        connection.call(&query, "w")?;
-        Ok(connection)
-    };
-    client()?;
-    let mut times = Vec::new();
-    for _ in 0..300 {
-        let begin = Instant::now();
-        let connection = client()?;
-        times.push(begin.elapsed());
-        drop(connection);
+    let mut figures = Vec::new();
+    if !trace {
+        let _one = OneProcessor::only()?;
+        let daemon = side.start(false)?;
+        let mut times = Vec::new();
+        for _ in 0..300 {
+            let begin = Instant::now();
+            let mut connection = greet(&daemon.socket)?;
+            connection.call(&query, "w")?;
+            times.push(begin.elapsed());
+            drop(connection);
+        }
+        figures.extend(latencies("one client after another", times));
+        figures.push(bare_turns(10_000)?);
+        quiet(&daemon, 2);
+        daemon.stop()?;
     }
-    let mut figures = latencies("one client after another", times);
+    let daemon = side.start(trace)?;
     for count in &bench.sizes.connections {
         let mut times = Vec::new();
         let mut left = None;
@@ -212,6 +265,7 @@ fn in_turn(parts: &[Vec<Text>]) -> Vec<&Text> {
 pub(crate) fn storm_of_one(bench: &mut Bench, side: &Side, trace: bool) -> Result<Turn> {
     side.wipe()?;
     let texts = in_turn(bench.storm(side)?);
+    let _one = OneProcessor::only()?;
     let daemon = side.start(trace)?;
     let mut connection = greet(&daemon.socket)?;
     let begin = Instant::now();
@@ -321,6 +375,7 @@ pub(crate) fn prepare_queries(bench: &Bench, side: &Side) -> Result<Graph> {
 
 /// B4: queries of each kind, one at a time and pipelined.
 pub(crate) fn queries(bench: &Bench, side: &Side, graph: &Graph, trace: bool) -> Result<Turn> {
+    let _one = OneProcessor::only()?;
     let daemon = side.start(trace)?;
     let mut connection = greet(&daemon.socket)?;
     let mut dice = Dice(77);
@@ -375,6 +430,7 @@ pub(crate) fn queries(bench: &Bench, side: &Side, graph: &Graph, trace: bool) ->
         times.sort_unstable();
         figures.push(figure(name, Unit::Microseconds, times[2].as_secs_f64() * 1e6));
     }
+    figures.push(bare_turns(10_000)?);
     finish(figures, daemon, connection)
 }
 
@@ -404,6 +460,7 @@ pub(crate) fn prepare_plan(bench: &mut Bench, side: &Side) -> Result<Vec<String>
 
 /// B4, that plan.
 pub(crate) fn plan(side: &Side, derivations: &[String], trace: bool) -> Result<Turn> {
+    let _one = OneProcessor::only()?;
     let daemon = side.start(trace)?;
     let mut connection = greet(&daemon.socket)?;
     let mut figures = Vec::new();
