@@ -51,6 +51,15 @@ cross-freebsd-lint: prepare
 cross-freebsd: cross-freebsd-lint
 	./build-aux/cross-freebsd build --workspace --bins
 
+# Disk images through other people's readers: 100,000 files, or the 2,000 that `make check' has room for.
+images: prepare
+	./compat-tests/images/readers.sh
+
+images-short: prepare
+	./compat-tests/images/readers.sh --short
+
+.PHONY: images images-short
+
 # The tests for FreeBSD, run by FREEBSD_GUEST=COMMAND in a guest; see build-aux/check-freebsd.
 check-freebsd: prepare
 	./build-aux/check-freebsd
@@ -59,7 +68,7 @@ check-freebsd: prepare
 .PHONY: bench crash check random random-short scenarios scenarios-short heavy prepare format lint test doc licences scripts roots main-job
 
 check: SECONDS_AT_START := $(shell date +%s)
-check: prepare format lint cross-freebsd-lint test doc licences scripts main-job scenarios-short random-short
+check: prepare format lint cross-freebsd-lint test doc licences scripts main-job scenarios-short random-short images-short
 	@echo "make check: all passed in $$(($$(date +%s) - $(SECONDS_AT_START))) s"
 
 # Packages of the machine itself.  A cargo is needed beforehand: see build-aux/build-fruixd.
