@@ -214,7 +214,8 @@ impl Builder {
                 BuildMode::Check => "checking path(s)",
                 BuildMode::Normal => "building path(s)",
             };
-            let of = if rounds > 1 { format!(" (round {round}/{rounds})") } else { String::new() };
+            // Only then does guix-daemon count them aloud.
+            let of = if rounds > 1 && job.mode == BuildMode::Normal { format!(" (round {round}/{rounds})") } else { String::new() };
             job.audience.message(Level::Info, &format!("{verb} {}{of}", show_paths(&self.store, &job.missing)));
             let mut kept = None;
             let verdict = match self.round(&job, &options, &mut previous, last, &mut kept).await {
