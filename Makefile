@@ -60,6 +60,12 @@ images-short: prepare
 
 .PHONY: images images-short
 
+# A system from its file to firmware that boots it; FREEBSD_BASE=DIR boots a real FreeBSD too.
+systems: prepare
+	./compat-tests/systems/boot.sh
+
+.PHONY: systems
+
 # The tests for FreeBSD, run by FREEBSD_GUEST=COMMAND in a guest; see build-aux/check-freebsd.
 check-freebsd: prepare
 	./build-aux/check-freebsd
@@ -68,7 +74,7 @@ check-freebsd: prepare
 .PHONY: bench crash check random random-short scenarios scenarios-short heavy prepare format lint test doc licences scripts roots main-job
 
 check: SECONDS_AT_START := $(shell date +%s)
-check: prepare format lint cross-freebsd-lint test doc licences scripts main-job scenarios-short random-short images-short
+check: prepare format lint cross-freebsd-lint test doc licences scripts main-job scenarios-short random-short images-short systems
 	@echo "make check: all passed in $$(($$(date +%s) - $(SECONDS_AT_START))) s"
 
 # Packages of the machine itself.  A cargo is needed beforehand: see build-aux/build-fruixd.

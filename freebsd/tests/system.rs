@@ -1,5 +1,5 @@
 //! Systems: wrong files and what is said of them, one meaning of TOML and canonical text, users' databases, patterns.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -11,7 +11,7 @@ use fruix_freebsd::system::derivations::{PLATFORM, Sources, plan};
 use fruix_freebsd::system::model::OperatingSystem;
 use fruix_freebsd::system::packages::{NAMES, lists, matches};
 use fruix_freebsd::system::toml::SystemFile;
-use fruix_freebsd::system::{base, canon, closure, rootfs};
+use fruix_freebsd::system::{base, canon, closure, rootfs, table};
 use fruix_freebsd::tree::{Entry, Node, Tree};
 
 const BASE: &str = r#"host-name = "test"
@@ -110,7 +110,9 @@ fn canonical_text_is_read_back_and_does_not_depend_on_the_order_of_fields() {
     assert!(text.contains(" (rc-conf ((\"a\" . \"x\") (\"b\" . \"YES\")))\n"), "{text}");
     let swapped = BASE.replace("version = \"15.1-RELEASE\"\nkind = \"local-tree\"", "kind = \"local-tree\"\nversion = \"15.1-RELEASE\"");
     assert_eq!(canon::print(&read(&swapped)), canon::print(&read(BASE)));
-    for damage in ["", "(", "(operating-system)", "(operating-system (host-name \"x\"))", &text.replace("host-name", "hostname"), &text[1..]] {
+    for damage in
+        ["", "(", "(operating-system)", "(operating-system (host-name \"x\"))", &text.replace("host-name", "hostname"), &text[1..]]
+    {
         canon::parse::<OperatingSystem>(damage).expect_err(damage);
     }
 }
@@ -322,4 +324,52 @@ fn a_small_base_becomes_a_root() {
     for regular in ["etc/login.conf", "boot/loader", "etc/spwd.db", "frx/var/db/db.sqlite", "var/db/x"] {
         assert!(matches!(root.get(regular).unwrap().node, Node::File(_)), "{regular}");
     }
+}
+
+/// What others have of the table is what follows from it. With `UPDATE_TABLES` set, it is written anew.
+#[test]
+fn scheme_and_the_guide_have_the_table_as_it_is() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let update = std::env::var_os("UPDATE_TABLES").is_some();
+    let module = root.join("guile/fruix/system/freebsd/table.scm");
+    if update {
+        std::fs::write(&module, table::scheme()).unwrap();
+    }
+    assert_eq!(std::fs::read_to_string(&module).unwrap(), table::scheme());
+    let guide = root.join("docs/systems.md");
+    let text = std::fs::read_to_string(&guide).unwrap();
+    let (before, rest) = text.split_once("<!-- fields -->\n").unwrap();
+    let (fields, after) = rest.split_once("<!-- end of fields -->").unwrap();
+    if update {
+        std::fs::write(&guide, format!("{before}<!-- fields -->\n{}<!-- end of fields -->{after}", table::markdown())).unwrap();
+    } else {
+        assert_eq!(fields, table::markdown());
+    }
+}
+
+#[test]
+fn what_comes_from_scheme_is_checked_again() {
+    let text = canon::print(&full());
+    for (good, bad) in [
+        ("(host-name \"test\")", "(host-name \"te_st\")"),
+        ("(uid 1001)", "(uid 99999999999)"),
+        ("(init-mode \"freebsd-init\")", "(init-mode \"x\")"),
+        ("((\"a\" . \"x\")", "((\"a b\" . \"x\")"),
+    ] {
+        assert!(text.contains(good), "{good}");
+        let error = canon::parse::<OperatingSystem>(&text.replace(good, bad)).expect_err(bad);
+        assert!(error.contains("; "), "{error}");
+    }
+}
+
+/// With `FREEBSD_BASE=DIR`, an installed FreeBSD: its databases, which pwd_mkdb(8) made, are byte for byte what we make of its `master.passwd`.
+#[test]
+fn databases_are_those_of_a_real_base() {
+    let Some(base) = std::env::var_os("FREEBSD_BASE") else { return };
+    let etc = Path::new(&base).join("etc");
+    let master = std::fs::read_to_string(etc.join("master.passwd")).unwrap();
+    let accounts = Accounts::compose(&read(BASE), Some(&master), None).unwrap();
+    assert_eq!(accounts.passwd.lines().count(), master.lines().filter(|line| !line.starts_with('#')).count());
+    assert!(accounts.database == std::fs::read(etc.join("pwd.db")).unwrap(), "pwd.db");
+    assert!(accounts.secure_database == std::fs::read(etc.join("spwd.db")).unwrap(), "spwd.db");
 }

@@ -20,8 +20,7 @@ pub fn image(input: &BuiltinInput, log: &mut dyn Write) -> Result<(), BuiltinErr
     let manifest = input.store_file("rootfs")?.join(ROOT_MANIFEST);
     let out = input.out()?.target();
     let root = fs::File::open(&manifest).map_err(BuiltinError::io("opening", &manifest))?;
-    let options =
-        ManifestOptions { name: &manifest.to_string_lossy(), root: None, owners: &Owners::default(), time: Time::seconds(1) };
+    let options = ManifestOptions { name: &manifest.to_string_lossy(), root: None, owners: &Owners::default(), time: Time::seconds(1) };
     let root = Tree::read_manifest(BufReader::new(root), &options).map_err(|error| input.system_error(error.to_string()))?;
     let seed = seed(input, &manifest)?;
     let plan = plan(&settings, root, seed.as_bytes()).map_err(|reason| input.system_error(reason))?;

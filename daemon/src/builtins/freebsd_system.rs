@@ -60,7 +60,8 @@ impl BuiltinInput {
 pub fn base(input: &BuiltinInput, log: &mut dyn Write) -> Result<(), BuiltinError> {
     let cut: Cut = input.description("cut")?;
     let tell = |error: fruix_freebsd::tree::TreeError| input.system_error(error.to_string());
-    let hash = |path: &Path| fruix_store::hash_path(path).map(|(hash, _)| hash.base16()).map_err(|error| input.system_error(error.to_string()));
+    let hash =
+        |path: &Path| fruix_store::hash_path(path).map(|(hash, _)| hash.base16()).map_err(|error| input.system_error(error.to_string()));
     let mut hashes = Vec::new();
     let (tree, scratch) = match (input.get("tree"), input.get("sets")) {
         (Some(tree), None) => {
@@ -109,7 +110,9 @@ fn packages(input: &BuiltinInput) -> Result<(Packages, String), BuiltinError> {
 }
 
 fn composed(input: &BuiltinInput, system: &OperatingSystem, path: &str) -> Result<Closure, BuiltinError> {
-    if let Some(problem) = system.problems().into_iter().find(|problem| problem.field != "base.path" && !problem.field.starts_with("base.sets")) {
+    if let Some(problem) =
+        system.problems().into_iter().find(|problem| problem.field != "base.path" && !problem.field.starts_with("base.sets"))
+    {
         let reason = format!("{}: {}; {}", problem.field, problem.problem, problem.remedy);
         return Err(input.system_error(reason));
     }

@@ -95,7 +95,8 @@ impl Accounts {
             groups.iter().filter_map(|group| Some((group.first()?.clone(), group.get(2)?.clone()))).collect();
         for user in &system.users {
             let gid = gids.get(&user.group).ok_or_else(|| format!("users: `{}': there is no group `{}'", user.name, user.group))?;
-            let line = [&user.name, &user.password, &user.uid.to_string(), gid, &user.class, "0", "0", &user.comment, &user.home, &user.shell];
+            let line =
+                [&user.name, &user.password, &user.uid.to_string(), gid, &user.class, "0", "0", &user.comment, &user.home, &user.shell];
             put(&mut users, line.map(str::to_owned).to_vec());
             for name in &user.groups {
                 let group = groups.iter_mut().find(|group| group.first() == Some(name)).and_then(|group| group.get_mut(3));
@@ -117,7 +118,9 @@ impl Accounts {
                 let [name, _, number, ..] = line.as_slice() else { continue };
                 number.parse::<u32>().map_err(|_| format!("{what}: `{name}' has the number `{number}'"))?;
                 // The base itself has two names for root.
-                if name != "toor" && let Some(other) = seen.insert(number, name) {
+                if name != "toor"
+                    && let Some(other) = seen.insert(number, name)
+                {
                     return Err(format!("{what}: `{other}' and `{name}' both have the number {number}; give one another"));
                 }
             }
@@ -228,23 +231,23 @@ fn hash_file(records: &[(Vec<u8>, Vec<u8>)]) -> Vec<u8> {
         *spare = shift + 1;
     }
     let mut header: Vec<u32> = vec![
-        0x06_1561,                          // magic
-        2,                                  // version
-        4321,                               // byte order
-        PAGE as u32,                        // page size, and its logarithm
-        12,                                 //
-        256,                                // directory size
-        256,                                // segment size, and its logarithm
-        8,                                  //
-        shift,                              // where overflow pages are made
-        2,                                  // the last one freed
-        last,                               // the last bucket
-        last << 1 | 1,                      // masks for all buckets, and for half of them
-        last,                               //
-        32,                                 // how full buckets become
-        records.len() as u32,               // keys
-        1,                                  // pages of this header
-        hash(b"%$sniglet^&\0"),             // shows which hash function it is
+        0x06_1561,              // magic
+        2,                      // version
+        4321,                   // byte order
+        PAGE as u32,            // page size, and its logarithm
+        12,                     //
+        256,                    // directory size
+        256,                    // segment size, and its logarithm
+        8,                      //
+        shift,                  // where overflow pages are made
+        2,                      // the last one freed
+        last,                   // the last bucket
+        last << 1 | 1,          // masks for all buckets, and for half of them
+        last,                   //
+        32,                     // how full buckets become
+        records.len() as u32,   // keys
+        1,                      // pages of this header
+        hash(b"%$sniglet^&\0"), // shows which hash function it is
     ];
     header.extend(spares);
     let mut file: Vec<u8> = header.iter().flat_map(|word| word.to_be_bytes()).collect();

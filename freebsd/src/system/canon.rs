@@ -10,7 +10,7 @@
 //! ```
 //! What is absent is `#f`. Items are separated by one space.
 
-use super::fields::{Data, Part, PartType, Shape};
+use super::fields::{Check, Data, Field, Part, PartType, Shape};
 
 /// The longest text that is read, in bytes.
 pub const MAX_TEXT: usize = 16 << 20;
@@ -113,13 +113,30 @@ fn part_fields(part: &'static Part, items: &[Datum]) -> Result<Vec<(&'static str
         .map(|(field, item)| match item {
             Datum::List(pair) => match pair.as_slice() {
                 [Datum::Symbol(name), value] if name == field.name => {
-                    Ok((field.name, value_data(field.shape, value).ok_or_else(|| format!("{}: {name} is no {}", part.name, field.shape.name()))??))
+                    let data =
+                        value_data(field.shape, value).ok_or_else(|| format!("{}: {name} is no {}", part.name, field.shape.name()))??;
+                    match checked(field, &data) {
+                        Some((problem, remedy)) => Err(format!("{}: {name}: {problem}; {remedy}", part.name)),
+                        None => Ok((field.name, data)),
+                    }
                 }
                 _ => Err(format!("{}: where is {}?", part.name, field.name)),
             },
             _ => Err(format!("{}: where is {}?", part.name, field.name)),
         })
         .collect()
+}
+
+/// What is wrong with a value, and what would be right: a text may come from Scheme, which checks less than the reader of TOML.
+fn checked(field: &Field, data: &Data) -> Option<(String, String)> {
+    let check = field.check;
+    match data {
+        Data::Text(text) => check.problem(text),
+        Data::Number(number) => check.number_problem(*number),
+        Data::Texts(texts) => texts.iter().find_map(|text| check.problem(text)),
+        Data::Pairs(pairs) => pairs.iter().find_map(|(name, value)| check.problem(name).or_else(|| Check::Line.problem(value))),
+        _ => None,
+    }
 }
 
 fn value_data(shape: Shape, value: &Datum) -> Option<Result<Data, String>> {

@@ -131,8 +131,8 @@ pub fn compose(ingredients: &Ingredients<'_>) -> Result<Closure, String> {
     for (name, text) in etc(ingredients, &base) {
         put(format!("etc/{name}"), 0o644, text)?;
     }
-    for (name, bytes) in
-        [("master.passwd", &accounts.master), ("passwd", &accounts.passwd), ("group", &accounts.group)].map(|(name, text)| (name, text.clone()))
+    for (name, bytes) in [("master.passwd", &accounts.master), ("passwd", &accounts.passwd), ("group", &accounts.group)]
+        .map(|(name, text)| (name, text.clone()))
     {
         put(format!("etc/{name}"), 0o644, bytes)?;
     }
@@ -151,6 +151,10 @@ pub fn compose(ingredients: &Ingredients<'_>) -> Result<Closure, String> {
     }
     for file in &system.files {
         put(format!("files{}", file.path), 0o644, file.text.clone())?;
+    }
+    if system.time_zone != "UTC" {
+        let zone = format!("/usr/share/zoneinfo/{}", system.time_zone);
+        tree.replace("etc/localtime", Entry::symlink(zone)).map_err(tell)?;
     }
     for (name, database) in [("pwd.db", &accounts.database), ("spwd.db", &accounts.secure_database)] {
         tree.replace(format!("etc/{name}"), Entry::file(0o644, database.clone())).map_err(tell)?;
@@ -199,7 +203,7 @@ fn etc(ingredients: &Ingredients<'_>, base: &Tree) -> Vec<(String, String)> {
     let system = ingredients.system;
     let services = &system.services;
     let mut files = vec![
-        ("rc.conf".to_owned(), rc_conf(system)),
+        ("rc.conf".to_owned(), rc_conf(system, base)),
         ("fstab".to_owned(), fstab(system)),
         ("hosts".to_owned(), hosts(system)),
         ("shells".to_owned(), shells(system)),
@@ -271,7 +275,7 @@ fn etc(ingredients: &Ingredients<'_>, base: &Tree) -> Vec<(String, String)> {
     files
 }
 
-fn rc_conf(system: &OperatingSystem) -> String {
+fn rc_conf(system: &OperatingSystem, base: &Tree) -> String {
     let services = &system.services;
     let enabled = |service: bool| if service { "YES" } else { "NO" }.to_owned();
     let mut known: Vec<(String, String)> = Vec::new();
@@ -288,6 +292,10 @@ fn rc_conf(system: &OperatingSystem) -> String {
     set("syslogd_enable", enabled(services.syslogd.is_some()));
     set("cron_enable", enabled(services.cron.is_some()));
     set("jail_enable", enabled(!services.jails.is_empty()));
+    if base.get("boot/kernel/linker.hints").is_none() {
+        // There are no modules to load for devices, and to look for them takes long.
+        set("devmatch_enable", "NO".into());
+    }
     if let Some(dhcp) = &services.dhcp {
         let how = if dhcp.wait { "SYNCDHCP" } else { "DHCP" };
         match dhcp.interfaces.as_slice() {
@@ -401,7 +409,10 @@ fn rc_scripts(system: &OperatingSystem) -> Vec<(&'static str, String)> {
     }
     if system.init_mode == "freebsd-init" {
         let body = format!("start_cmd=fruix_ready_start\nfruix_ready_start() {{ {}; }}\nstop_cmd=:", ready_commands(system));
-        scripts.push(("fruix-ready", script("fruix_ready", &last.join(" "), "# KEYWORD: nostart_if_jailed", &body).replace("nostart_if_jailed", "nojail")));
+        scripts.push((
+            "fruix-ready",
+            script("fruix_ready", &last.join(" "), "# KEYWORD: nostart_if_jailed", &body).replace("nostart_if_jailed", "nojail"),
+        ));
     }
     scripts
 }
@@ -449,7 +460,11 @@ fn metadata(ingredients: &Ingredients<'_>) -> Vec<(&'static str, String)> {
         ("freebsd-source", format!("{declared}\n")),
         (
             "freebsd-base",
-            format!("((name . {})\n (version . {})\n (source .\n  {declared})\n (packages .{stores}))\n", string(&base.name), string(&base.version)),
+            format!(
+                "((name . {})\n (version . {})\n (source .\n  {declared})\n (packages .{stores}))\n",
+                string(&base.name),
+                string(&base.version)
+            ),
         ),
         (
             "store-layout",

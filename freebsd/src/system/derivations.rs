@@ -175,7 +175,10 @@ impl Planner<'_> {
         let output = |path| DerivationOutput { path, hash_algo: algorithm.into(), hash: fixed.unwrap_or_default().into() };
         let mut drv = Derivation {
             outputs: outputs.iter().map(|name| ((*name).to_owned(), output(blank.clone()))).collect(),
-            input_drvs: drvs.iter().map(|(drv, outputs)| (drv.path.clone(), outputs.iter().map(|name| (*name).to_owned()).collect())).collect(),
+            input_drvs: drvs
+                .iter()
+                .map(|(drv, outputs)| (drv.path.clone(), outputs.iter().map(|name| (*name).to_owned()).collect()))
+                .collect(),
             input_srcs: sources,
             platform: self.platform.into(),
             builder: builder.into(),
@@ -184,7 +187,7 @@ impl Planner<'_> {
         };
         let hashes: BTreeMap<&StorePath, &Hash> = drvs.iter().map(|(drv, _)| (&drv.path, &drv.modulo)).collect();
         let mut input = |path: &StorePath| -> Result<Hash, String> {
-            hashes.get(path).map(|hash| (*hash).clone()).ok_or_else(|| format!("{path:?} is no input"))
+            hashes.get(path).map(|hash| **hash).ok_or_else(|| format!("{path:?} is no input"))
         };
         let failed = |reason: String| PlanError::Outputs { name: name.clone(), reason };
         let paths = modulo::compute_output_paths(self.dir, &name, &drv, &mut input).map_err(|error| failed(error.to_string()))?;
@@ -258,7 +261,8 @@ pub fn plan(system: &OperatingSystem, sources: &Sources, dir: &StoreDir, platfor
     })?;
 
     // The system.
-    let wanted: BTreeSet<&str> = [&system.kernel, &system.bootloader].into_iter().chain(&system.base_packages).map(String::as_str).collect();
+    let wanted: BTreeSet<&str> =
+        [&system.kernel, &system.bootloader].into_iter().chain(&system.base_packages).map(String::as_str).collect();
     let packages: BTreeMap<String, StorePath> =
         base.outputs.iter().filter(|(name, _)| wanted.contains(name.as_str())).map(|(name, path)| (name.clone(), path.clone())).collect();
     let local: BTreeSet<StorePath> = [&sources.shepherd, &sources.fruixd, &sources.client].into_iter().flatten().cloned().collect();
@@ -266,10 +270,7 @@ pub fn plan(system: &OperatingSystem, sources: &Sources, dir: &StoreDir, platfor
     let description = planner.text("freebsd-system.scm".into(), description.into_bytes(), local.clone())?;
     let list = packages.iter().map(|(name, path)| format!("{name}={}", show(path))).collect::<Vec<_>>().join(" ");
     let common = |more: &[(&'static str, String)]| {
-        let mut env = vec![
-            ("configuration", show(&description)),
-            ("packages", list.clone()),
-        ];
+        let mut env = vec![("configuration", show(&description)), ("packages", list.clone())];
         env.extend_from_slice(more);
         env
     };
@@ -308,4 +309,3 @@ pub fn plan(system: &OperatingSystem, sources: &Sources, dir: &StoreDir, platfor
     })?;
     Ok(Plan { texts: planner.texts, base, packages, system: closure, rootfs, image })
 }
-

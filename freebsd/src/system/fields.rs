@@ -164,7 +164,9 @@ impl Check {
             text == "/"
                 || text.len() < 1024
                     && no_control(text)
-                    && text.strip_prefix('/').is_some_and(|rest| rest.split('/').all(|name| !matches!(name, "" | "." | "..") && name.len() < 256))
+                    && text
+                        .strip_prefix('/')
+                        .is_some_and(|rest| rest.split('/').all(|name| !matches!(name, "" | "." | "..") && name.len() < 256))
         };
         let (good, expected): (bool, String) = match self {
             Check::Any => (!text.chars().any(|c| c.is_control() && !"\n\t".contains(c)), "write text without control characters".into()),

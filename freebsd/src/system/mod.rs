@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`fields`] | the table of what a system file may say |
 //! | [`model`] | [`OperatingSystem`](model::OperatingSystem) and its parts, and what must hold among them |
+//! | [`table`] | the table for Scheme and for readers |
 //! | [`toml`](mod@toml) | system files in TOML |
 //! | [`canon`] | the canonical text, in which builders get a description |
 //! | [`packages`] | the packages of a base |
@@ -28,4 +29,5 @@ pub mod model;
 pub mod packages;
 pub mod rootfs;
 pub mod sets;
+pub mod table;
 pub mod toml;

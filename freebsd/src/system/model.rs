@@ -339,7 +339,8 @@ impl OperatingSystem {
         unique(found, "groups", "name", self.groups.iter().map(|group| group.name.clone()));
         unique(found, "groups", "gid", self.groups.iter().map(|group| group.gid.to_string()));
         let (users, groups) = (self.known_users(), self.known_groups());
-        let no_group = |name: &str| (format!("there is no group `{name}'"), format!("add [[groups]] with name = \"{name}\", or name another"));
+        let no_group =
+            |name: &str| (format!("there is no group `{name}'"), format!("add [[groups]] with name = \"{name}\", or name another"));
         for (index, user) in self.users.iter().enumerate() {
             let field = item("users", index);
             if !groups.contains(user.group.as_str()) {
@@ -450,7 +451,11 @@ impl OperatingSystem {
             let last = fruixd.first_uid.saturating_add(fruixd.build_users);
             for (index, user) in self.users.iter().enumerate().filter(|(_, user)| (fruixd.first_uid..last).contains(&user.uid)) {
                 let problem = format!("{} is the uid of a build user of fruixd", user.uid);
-                found.push(Problem::new(format!("{}.uid", item("users", index)), problem, "write another, or change services.fruixd.first-uid"));
+                found.push(Problem::new(
+                    format!("{}.uid", item("users", index)),
+                    problem,
+                    "write another, or change services.fruixd.first-uid",
+                ));
             }
         }
     }
@@ -526,7 +531,11 @@ impl OperatingSystem {
         }
         for (field, pairs) in [("loader", &self.loader), ("rc-conf", &self.rc_conf), ("sysctl", &self.sysctl)] {
             for (name, value) in pairs.iter().filter(|(_, value)| value.contains('"')) {
-                found.push(Problem::new(format!("{field}.{name}"), format!("`{value}' has a quotation mark"), "leave it out: values are quoted"));
+                found.push(Problem::new(
+                    format!("{field}.{name}"),
+                    format!("`{value}' has a quotation mark"),
+                    "leave it out: values are quoted",
+                ));
             }
         }
         if self.time_zone.split('/').any(|name| matches!(name, "" | "." | "..")) {

@@ -38,7 +38,8 @@ parts! {
 /// The packages with their patterns.
 #[must_use]
 pub fn lists() -> Vec<PackageList> {
-    let patterns = |list: &str| list.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')).map(str::to_owned).collect();
+    let patterns =
+        |list: &str| list.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')).map(str::to_owned).collect();
     NAMES.iter().zip(LISTS).map(|(name, list)| PackageList { name: (*name).to_owned(), patterns: patterns(list) }).collect()
 }
 

@@ -284,4 +284,3 @@ fn distance(from: &str, to: &str) -> usize {
     }
     row.last().copied().unwrap_or(usize::MAX)
 }
-

@@ -15,6 +15,9 @@ use super::Failure;
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Flags of boot")]
 pub(super) struct BootArguments {
+    /// Boot FILE, a copy of the image for instance, and make nothing
+    #[arg(long, value_name = "FILE")]
+    pub(super) image: Option<PathBuf>,
     /// Give the machine so many MiB
     #[arg(long, value_name = "MIB", default_value_t = 1024)]
     memory: u32,
@@ -27,6 +30,9 @@ pub(super) struct BootArguments {
     /// The machine's firmware: `bios', or the file of an UEFI
     #[arg(long, value_name = "FIRMWARE")]
     firmware: Option<String>,
+    /// How qemu runs the machine: `kvm' or `tcg'. Without it, kvm where that works
+    #[arg(long, value_name = "ACCEL", value_parser = ["kvm", "tcg"])]
+    accel: Option<String>,
     /// Leave the machine running when it is ready, with the terminal as its console, until it is shut down
     #[arg(long)]
     keep: bool,
@@ -62,7 +68,8 @@ impl Drop for Machine {
         let _ = self.child.kill();
         let _ = self.child.wait();
         if let Some(name) = &self.destroy {
-            let _ = Command::new("bhyvectl").args(["--destroy", &format!("--vm={name}")]).stdout(Stdio::null()).stderr(Stdio::null()).status();
+            let _ =
+                Command::new("bhyvectl").args(["--destroy", &format!("--vm={name}")]).stdout(Stdio::null()).stderr(Stdio::null()).status();
         }
     }
 }
@@ -96,12 +103,12 @@ fn installed(program: &str) -> bool {
 }
 
 /// What boots an image: bhyve where there is one, else qemu.
-fn start(image: &Path, format: &str, arguments: &BootArguments) -> Result<Machine, Failure> {
+fn start(image: &Path, format: &str, arguments: &BootArguments, kvm: bool) -> Result<Machine, Failure> {
     let scratch = Scratch::new()?;
     let (mut command, destroy) = if installed("bhyve") && Path::new("/dev/vmm").exists() && arguments.firmware.as_deref() != Some("bios") {
         bhyve(image, format, arguments, &scratch)?
     } else {
-        (qemu(image, format, arguments, &scratch)?, None)
+        (qemu(image, format, arguments, &scratch, kvm)?, None)
     };
     let child = command
         .stdin(Stdio::piped())
@@ -112,13 +119,12 @@ fn start(image: &Path, format: &str, arguments: &BootArguments) -> Result<Machin
     Ok(Machine { child, destroy, scratch })
 }
 
-fn qemu(image: &Path, format: &str, arguments: &BootArguments, scratch: &Scratch) -> Result<Command, Failure> {
+fn qemu(image: &Path, format: &str, arguments: &BootArguments, scratch: &Scratch, kvm: bool) -> Result<Command, Failure> {
     const PROGRAM: &str = "qemu-system-x86_64";
     if !installed(PROGRAM) {
         return Err(format!("neither bhyve nor {PROGRAM} is here; install one (qemu-system-x86 and ovmf on Debian)").into());
     }
     let mut command = Command::new(PROGRAM);
-    let kvm = std::fs::File::options().read(true).write(true).open("/dev/kvm").is_ok();
     command.args(["-machine", "q35", "-accel", if kvm { "kvm" } else { "tcg" }]);
     // FreeBSD's pages of five levels only cost time, and under emulation much.
     command.args(["-cpu", if kvm { "host" } else { "max,la57=off" }]);
@@ -169,10 +175,37 @@ fn bhyve(image: &Path, format: &str, arguments: &BootArguments, scratch: &Scratc
 /// Boots `image`, shows its console, waits until it says that it is ready and asks for a login, and shuts it down.
 pub(super) fn boot(image: &Path, format: &str, marker: &str, arguments: &BootArguments) -> Result<(), Failure> {
     let started = Instant::now();
-    let mut machine = start(image, format, arguments)?;
-    let (Some(mut output), Some(mut console)) = (machine.child.stdout.take(), machine.child.stdin.take()) else {
-        return Err("the machine has no console".into());
+    let kvm_is_there = || std::fs::File::options().read(true).write(true).open("/dev/kvm").is_ok();
+    let accels: &[bool] = match arguments.accel.as_deref() {
+        Some(accel) => &[accel == "kvm"],
+        // Some machines have a /dev/kvm that cannot run one.
+        None if kvm_is_there() => &[true, false],
+        None => &[false],
     };
+    let ready_line = format!("{READY_LINE}{marker}");
+    let mut last: Failure = "there is no machine".into();
+    for kvm in accels {
+        let mut machine = start(image, format, arguments, *kvm)?;
+        let (Some(output), Some(console)) = (machine.child.stdout.take(), machine.child.stdin.take()) else {
+            return Err("the machine has no console".into());
+        };
+        let receiver = follow(output);
+        let limit = Duration::from_secs(arguments.boot_timeout);
+        match watch(&receiver, &mut machine, &[&ready_line, "login:"], limit) {
+            Ok(ready) => return finish(machine, console, &receiver, started, ready, arguments),
+            Err((said, reason)) => {
+                last = format!("`{ready_line}' and a login prompt did not come: {reason}").into();
+                if said {
+                    break;
+                }
+            }
+        }
+    }
+    Err(last)
+}
+
+/// What the machine says, in pieces.
+fn follow(mut output: std::process::ChildStdout) -> mpsc::Receiver<Vec<u8>> {
     let (sender, receiver) = mpsc::channel::<Vec<u8>>();
     std::thread::spawn(move || {
         let mut block = vec![0; 4096];
@@ -182,10 +215,18 @@ pub(super) fn boot(image: &Path, format: &str, marker: &str, arguments: &BootArg
             }
         }
     });
-    let ready_line = format!("{READY_LINE}{marker}");
-    let ready = Ok(watch(&receiver, &mut machine, &[&ready_line, "login:"], Duration::from_secs(arguments.boot_timeout)))
-        .and_then(|found| found)
-        .map_err(|reason: Failure| format!("`{ready_line}' and a login prompt did not come: {reason}"))?;
+    receiver
+}
+
+/// What follows when the machine is ready.
+fn finish(
+    mut machine: Machine,
+    mut console: std::process::ChildStdin,
+    receiver: &mpsc::Receiver<Vec<u8>>,
+    started: Instant,
+    ready: Instant,
+    arguments: &BootArguments,
+) -> Result<(), Failure> {
     let seconds = ready.duration_since(started).as_secs_f64();
     super::print_all([format!("\nready_seconds={seconds:.1}")].iter())?;
     if arguments.keep {
@@ -205,7 +246,7 @@ pub(super) fn boot(image: &Path, format: &str, marker: &str, arguments: &BootArg
         return Ok(());
     }
     power_off(&machine)?;
-    let _ = watch(&receiver, &mut machine, &[], SHUTDOWN);
+    let _ = watch(receiver, &mut machine, &[], SHUTDOWN);
     super::print_all([format!("total_seconds={:.1}", started.elapsed().as_secs_f64())].iter())
 }
 
@@ -214,8 +255,9 @@ fn show(block: &[u8]) {
     let _ = out.write_all(block).and_then(|()| out.flush());
 }
 
-/// Shows the console until all of `wanted` have come in their order (and says when), or until it ends.
-fn watch(receiver: &mpsc::Receiver<Vec<u8>>, machine: &mut Machine, wanted: &[&str], limit: Duration) -> Result<Instant, Failure> {
+/// Shows the console until all of `wanted` have come in their order (and says when), or until it ends: then whether it said anything, and why.
+fn watch(receiver: &mpsc::Receiver<Vec<u8>>, machine: &mut Machine, wanted: &[&str], limit: Duration) -> Result<Instant, (bool, Failure)> {
+    let mut said = false;
     let deadline = Instant::now() + limit;
     let mut wanted = wanted.iter();
     let mut next = wanted.next();
@@ -225,6 +267,7 @@ fn watch(receiver: &mpsc::Receiver<Vec<u8>>, machine: &mut Machine, wanted: &[&s
         match receiver.recv_timeout(left) {
             Ok(block) => {
                 show(&block);
+                said = true;
                 seen.extend_from_slice(&block);
                 while let Some(word) = next {
                     let Some(at) = seen.windows(word.len()).position(|window| window == word.as_bytes()) else { break };
@@ -240,10 +283,10 @@ fn watch(receiver: &mpsc::Receiver<Vec<u8>>, machine: &mut Machine, wanted: &[&s
                     seen.drain(..seen.len() - keep);
                 }
             }
-            Err(mpsc::RecvTimeoutError::Timeout) => return Err("the time is over".into()),
+            Err(mpsc::RecvTimeoutError::Timeout) => return Err((said, "the time is over".into())),
             Err(mpsc::RecvTimeoutError::Disconnected) => {
-                let status = machine.child.wait()?;
-                return Err(format!("the machine ended: {status}").into());
+                let status = machine.child.wait().map_or_else(|error| error.to_string(), |status| status.to_string());
+                return Err((said, format!("the machine ended: {status}").into()));
             }
         }
     }
@@ -252,7 +295,16 @@ fn watch(receiver: &mpsc::Receiver<Vec<u8>>, machine: &mut Machine, wanted: &[&s
 /// Presses the power button: qemu's by its monitor, bhyve's by SIGTERM. The system shuts down in order.
 fn power_off(machine: &Machine) -> Result<(), Failure> {
     if let Ok(mut monitor) = UnixStream::connect(machine.scratch.0.join(MONITOR)) {
+        monitor.set_read_timeout(Some(Duration::from_secs(10)))?;
         monitor.write_all(b"{\"execute\":\"qmp_capabilities\"}\n{\"execute\":\"system_powerdown\"}\n")?;
+        // What is not waited for is not done.
+        let (mut answer, mut block) = (Vec::new(), [0; 4096]);
+        while answer.windows(8).filter(|window| window == b"\"return\"").count() < 2 {
+            match monitor.read(&mut block)? {
+                0 => break,
+                count => answer.extend_from_slice(block.get(..count).unwrap_or_default()),
+            }
+        }
         return Ok(());
     }
     let pid = nix::unistd::Pid::from_raw(i32::try_from(machine.child.id())?);

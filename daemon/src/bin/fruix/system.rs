@@ -215,8 +215,7 @@ async fn add_local(client: &mut Connection, local: &Local, expected: &StorePath)
     fruix_store::dump_nar(&local.path, &mut archive)?;
     archive.rewind()?;
     let recursive = local.flat.is_none();
-    let request =
-        ops::AddToStore { base_name: local.name.as_str().into(), fixed: true, recursive, hash_algo: "sha256".into() };
+    let request = ops::AddToStore { base_name: local.name.as_str().into(), fixed: true, recursive, hash_algo: "sha256".into() };
     let path = client.add_to_store(request, &mut tokio::fs::File::from_std(archive)).await?;
     if path != *expected {
         return Err(format!("`{}' changed while it was read", local.path.display()).into());
@@ -260,6 +259,9 @@ pub(super) async fn run(mut site: Site, arguments: SystemArguments) -> Result<()
         site.store_dir = StoreDir::checked(store)?;
     }
     let file = read(&arguments.file, &arguments)?;
+    if let (Action::Boot, Some(image)) = (arguments.action, &arguments.boot.image) {
+        return boot::boot(image, &file.system.image.format, &file.system.ready_marker, &arguments.boot);
+    }
     let locals = locals(&file);
     let problems = local_problems(&file, &locals);
     if !problems.is_empty() {
@@ -387,4 +389,3 @@ fn describe(file: &SystemFile, plan: &Plan, dir: &StoreDir, action: Action) -> R
     }
     report
 }
-

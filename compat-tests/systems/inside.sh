@@ -1,0 +1,109 @@
+#!/bin/bash
+# inside.sh : what boot.sh does in namespaces of its own.  PLACE, WORK, CHECKOUT and GUIX say where and what.
+set -euo pipefail
+out=$WORK/$PLACE
+fail() {
+  echo "FAILED: $*" >&2
+  exit 1
+}
+mount --bind "$out/frx" /frx
+mount -t tmpfs -o mode=755 tmpfs /run
+builders=""
+{
+  grep '^\(root\|nobody\):' /etc/passwd
+  for i in 1 2 3 4; do
+    echo "sysbuild$i:x:$((32000 + i)):32000::/var/empty:/usr/sbin/nologin"
+    builders+=${builders:+,}sysbuild$i
+  done
+  echo 'mallory:x:33001:33000::/tmp:/bin/sh'
+} >/run/passwd
+{
+  grep '^\(root\|nogroup\|kvm\|tty\):' /etc/group
+  echo "guixbuild:x:32000:$builders"
+  echo 'people:x:33000:'
+} >/run/group
+mount --bind /run/passwd /etc/passwd
+mount --bind /run/group /etc/group
+mkdir -p /frx/store /frx/var/log /frx/etc /run/home
+chmod 1777 /run/home
+socket=/frx/var/daemon-socket/socket
+environment=(PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 HOME=/run/home TMPDIR=/run/home NIX_STORE_DIR=/frx/store
+  GUIX_STATE_DIRECTORY=/frx/var NIX_STATE_DIR=/frx/var GUIX_LOG_DIRECTORY=/frx/var/log GUIX_CONFIGURATION_DIRECTORY=/frx/etc
+  GUIX_DAEMON_SOCKET="$socket" GUILE_AUTO_COMPILE=0)
+# The second place is another user's, with another clock and other limits on his files.
+client=(env -i "${environment[@]}" "$WORK/bin/fruix")
+file=$WORK/system.toml
+if [ "$PLACE" = two ]; then
+  umask 077
+  client=(setpriv --reuid=33001 --regid=33000 --clear-groups env -i "${environment[@]}" TZ=Asia/Tokyo "$WORK/bin/fruix")
+  file=$WORK/elsewhere/other.toml
+fi
+
+if [ "$PLACE" = one ]; then
+  # Nobody to ask yet: what is wrong is said all the same, and nothing is made.
+  sed 's/^uid = 1001/uid = 0/' "$file" >"$out/wrong.toml"
+  status=0
+  "${client[@]}" system image "$out/wrong.toml" >"$out/said" 2>&1 || status=$?
+  [ "$status" -eq 1 ] || fail "a wrong file ends with status $status"
+  expected="$out/wrong.toml:18: users[1].uid: 0 is root's; write another number, 1001 for instance"
+  [ "$(cat "$out/said")" = "$expected" ] || fail "a wrong file is called: $(cat "$out/said")"
+  sed 's/^path = "base"/path = "nowhere"/' "$file" >"$out/wrong.toml"
+  ! "${client[@]}" system image "$out/wrong.toml" >"$out/said" 2>&1 || fail "a missing base is taken"
+  grep -q "^$out/wrong.toml:6: base.path: .*; name a directory" "$out/said" || fail "a missing base is called: $(cat "$out/said")"
+  [ -z "$(find /frx/store -mindepth 1 -print -quit)" ] || fail "something was written to the store"
+fi
+
+env -i "${environment[@]}" "$WORK/bin/fruixd" --no-substitutes --build-users-group=guixbuild --listen="$socket" \
+  </dev/null >>"$out/log" 2>&1 &
+daemon=$!
+for ((i = 0; i < 400; i++)); do
+  [ ! -S "$socket" ] || break
+  kill -0 "$daemon" 2>/dev/null || fail "fruixd does not start"
+  sleep 0.05
+done
+
+# A root file system before the image, in one place: the order of builds makes no difference.
+[ "$PLACE" = one ] || "${client[@]}" system rootfs "$file" >>"$out/log" 2>&1 || fail "no root file system"
+"${client[@]}" system image "$file" >"$out/made" 2>>"$out/log" || fail "no image"
+grep '^raw_sha256=' "$out/made" >"$out/sha256"
+for key in closure_path kernel_store bootloader_store runtime_store base_package_stores native_base_store_count freebsd_source_kind \
+  freebsd_source_file ready_marker disk_image image_size_bytes store_item_count esp_fstype root_fstype; do
+  grep -q "^$key=." "$out/made" || fail "$key is missing"
+done
+[ "$PLACE" = one ] || exit 0
+
+"${client[@]}" system image --check "$file" >/dev/null 2>>"$out/log" || fail "built again, the image differs"
+if [ -n "$GUIX" ]; then
+  (cd "$WORK" && env "${environment[@]}" "$CHECKOUT/build-aux/enter-root" "$GUIX" \
+    guix build -L "$CHECKOUT/guile" -d -f system.scm) >"$out/scheme" 2>>"$out/log" || fail "Scheme gives no derivation"
+  [ "image_derivation=$(cat "$out/scheme")" = "$(grep ^image_derivation= "$out/made")" ] ||
+    fail "Scheme and TOML differ: $(cat "$out/scheme")"
+fi
+
+image=$(sed -n 's/^disk_image=//p' "$out/made")
+boot() { "${client[@]}" system boot --accel=tcg --memory=256 --image="$1" --boot-timeout="$2" "$file" >"$out/console" 2>&1; }
+boot "$image" 100 || fail "the image does not boot"
+for line in 'fruix stand-in kernel' 'hostname="stand-in"' 'sshd_enable="YES"' '(version . "0.1")'; do
+  grep -a -q -F "$line" "$out/console" || fail "the loader does not say: $line"
+done
+
+# The same harness finds what is broken.  Offsets: partitions begin at 1 MiB, the ESP is 64 MiB.
+damage() { # NAME OFFSET LENGTH
+  cp --sparse=always "$image" "$out/damaged"
+  chmod u+w "$out/damaged"
+  dd if=/dev/zero of="$out/damaged" bs=512 seek=$(($2 / 512)) count=$(($3 / 512)) conv=notrunc status=none
+  if [ "$1" = GPT ]; then truncate --size=-1M "$out/damaged"; fi
+  ! boot "$out/damaged" 15 || fail "the image boots without its $1"
+  rm "$out/damaged"
+}
+damage GPT 512 33280
+damage ESP 1048576 4096
+damage superblock $((65 * 1048576 + 65536)) 8192
+
+if [ -n "${FREEBSD_BASE:-}" ]; then
+  sed "s|^path = .*|path = \"$FREEBSD_BASE\"|; s|^version = .*|version = \"15.1-RELEASE\"|" "$CHECKOUT/examples/minimal.toml" >"$out/real.toml"
+  "${client[@]}" system boot --accel=tcg "$out/real.toml" >"$out/console" 2>&1 || fail "the real FreeBSD does not boot"
+  grep -a -E '^(ready|total)_seconds=' "$out/console"
+fi
+kill "$daemon"
+wait "$daemon" 2>/dev/null || true
