@@ -55,6 +55,11 @@ for kind in usual small; do
   umount /mnt || status=1
   check "$unit" "$kind: fsck_ffs -n after writing"
   mdconfig -d -u "$unit"
+  [ $kind = usual ] || continue
+  truncate -s +200m "/t/$kind.ufs" && unit=$(mdconfig -a -t vnode -f "/t/$kind.ufs") || exit 1
+  growfs -y "/dev/$unit" >/tmp/growfs.log 2>&1 && echo "ok $kind: growing" || { echo "NOT OK $kind: growing"; cat /tmp/growfs.log; status=1; }
+  check "$unit" "$kind: fsck_ffs -n after growing"
+  mdconfig -d -u "$unit"
 done
 exit $status
 END
