@@ -1,4 +1,4 @@
-//! UFS2, the file system of FreeBSD: a [writer](write), a [reader](Ufs) and a [checker](check), of FreeBSD 15's format with its check hashes and
+//! UFS2, the file system of FreeBSD: a [writer](write()), a [reader](Ufs) and a [checker](check), of FreeBSD 15's format with its check hashes and
 //! directory depths.
 
 mod checker;

@@ -551,11 +551,11 @@ fn content(planned: &[Planned<'_>], geometry: &Geometry) -> Result<u64> {
     Ok(total)
 }
 
-/// How large a file system with this tree must be at least: [`Options::size`] of a later [`write`]. `free` bytes more are for files to come.
+/// How large a file system with this tree must be at least: [`Options::size`] of a later [`write()`]. `free` bytes more are for files to come.
 /// Of a large file with holes those count as empty which the host knows of; the result may thus depend on the host.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub fn needed(tree: &Tree, options: &Options, free: u64) -> Result<u64> {
     let planned = plan(tree)?;
     let inodes = inodes(&planned);
