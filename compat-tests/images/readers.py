@@ -15,8 +15,7 @@ def make(top, count):
     os.chdir(top)
     for n in range(count):
         directory = "d%d/e%d" % (n % 40, n // 2000)
-        if n < 80000:
-            os.makedirs(directory, exist_ok=True)
+        os.makedirs(directory, exist_ok=True)
         size = chance.choice((0, 1, 100, 511, 4095, 4096, 4097, 9000, 33000))
         with open("%s/%05d" % (directory, n), "wb") as f:
             f.write(chance.randbytes(size))
