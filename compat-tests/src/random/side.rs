@@ -11,7 +11,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rusqlite::{Connection as Database, OpenFlags};
 
@@ -125,7 +125,17 @@ impl Side {
                 .spawn()?;
             ours
         } else {
-            UnixStream::connect(self.root.join("frx/var/daemon-socket/socket"))?
+            // A daemon that has just been started may not listen yet, while its predecessor's socket is still there.
+            let path = self.root.join("frx/var/daemon-socket/socket");
+            let begin = Instant::now();
+            loop {
+                match UnixStream::connect(&path) {
+                    Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused && begin.elapsed() < PATIENCE => {
+                        std::thread::sleep(Duration::from_millis(20));
+                    }
+                    other => break other?,
+                }
+            }
         };
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
