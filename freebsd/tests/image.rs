@@ -385,6 +385,17 @@ fn faults_have_names() {
         let findings = ufs2::check(&damaged).unwrap().findings;
         assert!(findings.iter().any(|finding| finding.fault == fault), "{fault:?}: {findings:?}");
     }
+    // Sizes that would cost memory or lead below zero.
+    for (size, groups, per_group) in
+        [(1i64 << 40, 1u32 << 20, 1i32 << 20), (8 << 20, 1 << 3, 1 << 20), (2049, 2, 2048), (i64::MAX, 1, 1 << 20)]
+    {
+        let mut damaged = image.clone();
+        damaged.write_at(65536 + 1080, &size.to_le_bytes()).unwrap();
+        damaged.write_at(65536 + 44, &groups.to_le_bytes()).unwrap();
+        damaged.write_at(65536 + 188, &per_group.to_le_bytes()).unwrap();
+        damaged.write_at(65536 + 156, &i32::try_from((groups * 16).next_multiple_of(4096)).unwrap().to_le_bytes()).unwrap();
+        assert!(!ufs2::check(&damaged).unwrap().is_clean(), "{size}");
+    }
     let hashed = made(&tree, &options);
     for (fault, offset) in [(Fault::SuperblockHash, 65536 + 1204), (Fault::GroupHash, group + 160), (Fault::InodeHash, inode(4) + 250)] {
         let mut damaged = hashed.clone();

@@ -13,6 +13,9 @@ use crate::tree::{self, Content, Entry, Node, Tree};
 /// No more findings than this are kept; one damage can have many.
 const MAX_FINDINGS: usize = 1000;
 
+/// The largest file system that is checked: a map of 1 GiB, for 32 TiB with the usual fragments.
+const MAX_FRAGMENTS: u64 = 1 << 33;
+
 /// Kinds of damage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Fault {
@@ -176,7 +179,17 @@ pub fn check<S: Source>(source: S) -> Result<Report> {
         Some(ufs) => ufs,
         None => return Ok(report),
     };
-    let used = vec![0; maps::bytes(ufs.geometry().size)];
+    // A damaged size must not cost what is not there: the end must be readable, and the map of what is in use must fit in memory.
+    let size = ufs.geometry().size;
+    if size > MAX_FRAGMENTS {
+        report.add(Fault::Superblock, format!("{size} fragments are more than can be checked"));
+        return Ok(report);
+    }
+    let end = ufs.read("reading the end", size * ufs.geometry().fragment - 1, &mut [0]);
+    if report.found(Fault::Superblock, "end of the file system", end)?.is_none() {
+        return Ok(report);
+    }
+    let used = vec![0; maps::bytes(size)];
     let mut checker = Checker { ufs, report, used, inodes: BTreeMap::new() };
     checker.copies()?;
     let heads = checker.heads()?;

@@ -263,7 +263,8 @@ impl Geometry {
             sblockloc: long(SUPERBLOCK_OFFSET),
             sblockactualloc: long(SUPERBLOCK_OFFSET),
             size: long(self.size),
-            dsize: long(self.size - self.sblkno - self.ncg * (self.dblkno - self.sblkno) - self.summary_fragments()),
+            // Of a damaged one this may be less than nothing.
+            dsize: long(self.size.saturating_sub(self.sblkno + self.ncg * (self.dblkno - self.sblkno) + self.summary_fragments())),
             csaddr: long(self.dblkno),
             contigsumsize: small(self.contigsumsize),
             maxsymlinklen: 120,

@@ -10,7 +10,7 @@ use crate::image::{ImageError, Result, Source};
 use crate::tree::{self, Content, Entry, File, Node, Time, Tree};
 
 /// No directory is larger than this many bytes: a damaged size does not fill the memory.
-const MAX_DIRECTORY: u64 = 1 << 30;
+const MAX_DIRECTORY: u64 = 1 << 28;
 
 /// Says for a path, a number and an inode of a file what stands for its bytes.
 type Contents<'a> = dyn FnMut(&[u8], u32, &Inode) -> Result<Content> + 'a;

@@ -514,13 +514,13 @@ fn content(planned: &[Planned<'_>], geometry: &Geometry) -> Result<u64> {
         let beyond = size.div_ceil(geometry.block).saturating_sub(format::DIRECT).min(blocks.saturating_mul(3));
         let tables = if beyond == 0 { 0 } else { beyond.div_ceil(addresses) + beyond.div_ceil(addresses * addresses) + 2 };
         if tail > 0 {
-            (blocks - 1 + tables) * geometry.block + tail.next_multiple_of(geometry.fragment)
+            ((blocks - 1).saturating_add(tables)).saturating_mul(geometry.block).saturating_add(tail.next_multiple_of(geometry.fragment))
         } else {
-            (blocks + tables) * geometry.block
+            (blocks.saturating_add(tables)).saturating_mul(geometry.block)
         }
     };
     for (index, planned_entry) in planned.iter().enumerate() {
-        total += match &planned_entry.entry.node {
+        let here = match &planned_entry.entry.node {
             Node::Dir => {
                 let range = starts.get(index).copied().unwrap_or(0) as usize..starts.get(index + 1).copied().unwrap_or(0) as usize;
                 let names = list.get(range).unwrap_or_default().iter().filter_map(|child| planned.get(*child as usize));
@@ -547,6 +547,7 @@ fn content(planned: &[Planned<'_>], geometry: &Geometry) -> Result<u64> {
             Node::Symlink(target) if target.len() >= format::INLINE_LINK => of_size(target.len() as u64, 0),
             Node::Symlink(_) | Node::HardLink(_) => 0,
         };
+        total = total.saturating_add(here);
     }
     Ok(total)
 }
