@@ -17,6 +17,9 @@ done
 for program in jails-*; do
 	run "./$program"
 done
+for program in builds-*; do
+	run env FRUIX_BINARIES="$PWD" FRUIX_GOLDEN="$PWD/golden.builds" FRUIX_BUILDS=200 FRUIX_KILLS=10 "./$program" --test-threads=1 --nocapture
+done
 
 run sh ./service.sh
 [ -z "$failed" ] || { echo "FAILED:$failed"; exit 1; }
