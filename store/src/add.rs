@@ -11,6 +11,7 @@ use fruix_drv::path::{fixed_output_path, text_path};
 use fruix_drv::{Hash, HashAlgo, Hasher, StorePath, StorePathError, check_name};
 use fruix_protocol::nar::{Event, Reader, Writer};
 
+use crate::db::Patience;
 use crate::failpoints::Writes;
 use crate::fsutil::{Place, exists_at, remove_tree};
 use crate::hashing::Hashers;
@@ -76,7 +77,7 @@ impl Store {
         }
         let (nar_hash, nar_size) = nar_of_file(contents)?;
         let info = PathInfo { path, nar_hash, references: references.clone(), deriver: None, registration_time: 0, nar_size };
-        self.publish_file(info, parsed, contents)
+        self.publish_file(info, parsed, contents, Patience::Endless)
     }
 
     /// Like [`Store::add_text`], unless that takes waiting for another process or a collection, or an error is to be told: then it returns
@@ -103,8 +104,9 @@ impl Store {
         if self.config().sync_additions {
             return Ok(None);
         }
-        // While this is held nobody else has the database open.
+        // While these are held nobody else has the database open who minds locks, and nobody here changes more in it than a few rows.
         let Some(_alone) = self.inner.big_lock.alone() else { return Ok(None) };
+        let Some(_brief) = self.db().brief() else { return Ok(None) };
         let mut parsed = Parsed::new();
         if path.is_derivation() {
             let checked = self.parse_derivation(&path, contents).and_then(|drv| {
@@ -120,7 +122,7 @@ impl Store {
         let (nar_hash, nar_size) = nar_of_file(contents)?;
         let info = PathInfo { path, nar_hash, references: references.clone(), deriver: None, registration_time: 0, nar_size };
         // References that are missing are found out when it is registered; then it is removed again.
-        Ok(self.publish_file(info, parsed, contents).ok())
+        Ok(self.publish_file(info, parsed, contents, Patience::Moment).ok())
     }
 
     /// Adds what one archive holds under the name `name`, and makes it a root of `roots`. The path follows from the hash of the archive with
@@ -227,7 +229,7 @@ impl Store {
             return Ok(path);
         }
         let (nar_hash, nar_size) = nar_of_file(&contents)?;
-        self.publish_file(content_addressed(path, nar_hash, nar_size), Parsed::new(), &contents)
+        self.publish_file(content_addressed(path, nar_hash, nar_size), Parsed::new(), &contents, Patience::Endless)
     }
 
     /// Makes `path` a root, and says whether it is valid.
@@ -241,7 +243,7 @@ impl Store {
     /// be built.
     ///
     /// The file is written where it will be: one that is half there and not registered is nobody's, and one less is made and renamed.
-    fn publish_file(&self, info: PathInfo, mut parsed: Parsed, contents: &[u8]) -> Result<StorePath> {
+    fn publish_file(&self, info: PathInfo, mut parsed: Parsed, contents: &[u8], patience: Patience) -> Result<StorePath> {
         let _lock = self.lock_path_briefly(&info.path)?;
         if info.path.is_derivation() && !parsed.contains_key(&info.path) {
             let drv = self.parse_derivation(&info.path, contents)?;
@@ -260,7 +262,7 @@ impl Store {
         }
         let large = contents.len() as u64 >= links::MIN_SIZE;
         let linked = written.and_then(|()| if large { self.deduplicate(&place).map(drop) } else { Ok(()) });
-        self.register_added(info, parsed, linked)
+        self.register_added(info, parsed, linked, patience)
     }
 
     /// Like [`Store::publish_file`], for an item that `create` makes, or that is there already, at `staged`.
@@ -279,11 +281,11 @@ impl Store {
         }
         self.deduplicate(&place)?;
         let placed = self.put_in_place(&place, &info.path);
-        self.register_added(info, parsed, placed)
+        self.register_added(info, parsed, placed, Patience::Endless)
     }
 
     /// Registers what has been put where it belongs, or removes it if that or this has failed.
-    fn register_added(&self, info: PathInfo, parsed: Parsed, placed: Result<()>) -> Result<StorePath> {
+    fn register_added(&self, info: PathInfo, parsed: Parsed, placed: Result<()>, patience: Patience) -> Result<StorePath> {
         let path = info.path.clone();
         let result = placed.and_then(|()| {
             let mut on_disk = OnDisk::Yes;
@@ -294,7 +296,7 @@ impl Store {
             } else if self.config().durable {
                 on_disk = OnDisk::Later;
             }
-            self.insert_all(vec![info], parsed, on_disk)
+            self.insert(info, parsed, on_disk, patience)
         });
         let Err(error) = result else { return Ok(path) };
         // Somebody who minds no locks may have been faster.

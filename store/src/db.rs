@@ -7,8 +7,9 @@
 //! One connection writes, a pool of connections reads; in WAL mode neither waits for the other. That another process holds the database
 //! is never an error here: whoever asks waits.
 
+use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError};
 use std::time::Duration;
 
 use rusqlite::config::DbConfig;
@@ -71,6 +72,9 @@ const IDLE_READERS: usize = 16;
 /// KiB of pages that each connection keeps. Only those that are in use fill theirs, the idle one that was used last first.
 const CACHE: i64 = 6 * 1024;
 
+/// How long SQLite itself waits for another process that is writing. Whoever can wait longer asks again.
+const BUSY: Duration = Duration::from_millis(20);
+
 /// Pages (of 4 KiB) in the log from which on whoever commits moves them to the database himself, should the thread that does so be late.
 const LONG_LOG: i64 = 16 * 1024;
 
@@ -81,6 +85,8 @@ const STATEMENTS: usize = 64;
 pub(crate) struct Db {
     path: PathBuf,
     writer: Mutex<Writer>,
+    /// Held for reading by those who must not be kept waiting for more than a few rows, for writing by those who may change more.
+    gate: RwLock<()>,
     readers: Mutex<Vec<Connection>>,
     /// A connection of its own, so that nobody waits for what it does.
     checkpointer: Mutex<Option<Connection>>,
@@ -96,12 +102,44 @@ pub(crate) struct Writer {
     pub(crate) unsynced: bool,
 }
 
+/// The connection that writes, in the hands of somebody who may take long.
+#[derive(Debug)]
+pub(crate) struct Exclusive<'d> {
+    // Given back before others are let in.
+    writer: MutexGuard<'d, Writer>,
+    _gate: RwLockWriteGuard<'d, ()>,
+}
+
+impl Deref for Exclusive<'_> {
+    type Target = Writer;
+
+    fn deref(&self) -> &Writer {
+        &self.writer
+    }
+}
+
+impl DerefMut for Exclusive<'_> {
+    fn deref_mut(&mut self) -> &mut Writer {
+        &mut self.writer
+    }
+}
+
+/// Whether somebody waits for another process that holds the database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Patience {
+    /// As long as it takes.
+    Endless,
+    /// Some milliseconds; then the change fails as busy.
+    Moment,
+}
+
 /// Whether `error` means that another connection holds the database.
 pub(crate) fn is_busy(error: &rusqlite::Error) -> bool {
     matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::FileLockingProtocolFailed))
 }
 
-fn pause(attempt: u32) {
+/// Waits a little for another process, longer each time.
+pub(crate) fn pause(attempt: u32) {
     if attempt == 0 {
         tracing::warn!("SQLite database is busy");
     }
@@ -168,7 +206,8 @@ impl Db {
                 Ok(connection) => {
                     let writer = Mutex::new(Writer { connection, unsynced: false });
                     let memory = Memory::new(path);
-                    return Ok(Db { path: path.to_owned(), writer, readers: Mutex::default(), checkpointer: Mutex::default(), memory });
+                    let (readers, checkpointer, gate) = (Mutex::default(), Mutex::default(), RwLock::default());
+                    return Ok(Db { path: path.to_owned(), writer, gate, readers, checkpointer, memory });
                 }
                 Err(source) if is_busy(&source) => pause(attempt),
                 Err(source) => {
@@ -208,6 +247,7 @@ impl Db {
         writer.pragma_update(None, "synchronous", if durable { "normal" } else { "off" })?;
         writer.pragma_update(None, "wal_autocheckpoint", LONG_LOG)?;
         prepare_schema(&mut writer)?;
+        writer.busy_timeout(BUSY)?;
         Ok(writer)
     }
 
@@ -257,14 +297,29 @@ impl Db {
         open().map_err(|source| Error::OpenDatabase { path: self.path.clone(), source })
     }
 
-    /// The connection that writes. Others wait until it is given back.
-    pub(crate) fn writer(&self) -> MutexGuard<'_, Writer> {
+    /// The connection that writes. Others wait until it is given back; those who must not wait are kept out meanwhile.
+    pub(crate) fn writer(&self) -> Exclusive<'_> {
+        let gate = self.gate.write().unwrap_or_else(PoisonError::into_inner);
+        Exclusive { writer: lock(&self.writer), _gate: gate }
+    }
+
+    /// The connection that writes, for a few rows.
+    pub(crate) fn brief_writer(&self) -> MutexGuard<'_, Writer> {
         lock(&self.writer)
+    }
+
+    /// While this is held whoever has the connection that writes has it for a few rows. `None`: somebody has it who may take long, or wants it.
+    pub(crate) fn brief(&self) -> Option<RwLockReadGuard<'_, ()>> {
+        match self.gate.try_read() {
+            Ok(guard) => Some(guard),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
     }
 
     /// [`Writer::write`] when nobody else writes.
     pub(crate) fn write<T>(&self, action: &'static str, change: impl FnMut(&Transaction<'_>) -> Result<T>) -> Result<T> {
-        self.writer().write(action, change)
+        self.writer().write(action, Patience::Endless, change)
     }
 
     /// Moves what is in the log to the database, as far as nobody is in the way, and waits for the disk: so that those who commit need not.
@@ -307,11 +362,16 @@ impl Db {
 
 impl Writer {
     /// Runs `change` in a transaction, which is rolled back when it fails. `change` may run more than once.
-    pub(crate) fn write<T>(&mut self, action: &'static str, mut change: impl FnMut(&Transaction<'_>) -> Result<T>) -> Result<T> {
+    pub(crate) fn write<T>(
+        &mut self,
+        action: &'static str,
+        patience: Patience,
+        mut change: impl FnMut(&Transaction<'_>) -> Result<T>,
+    ) -> Result<T> {
         let mut attempt = 0;
         loop {
             match self.attempt(&mut change) {
-                Err(error) if error.is_busy() => pause(attempt),
+                Err(error) if error.is_busy() && patience == Patience::Endless => pause(attempt),
                 Err(Error::Database { source, .. }) => {
                     return Err(Error::Database { action, source });
                 }
@@ -435,6 +495,56 @@ mod tests {
         let rows: i64 =
             upstream.query_row("select (select count(*) from ValidPaths) + (select count(*) from Refs)", [], |row| row.get(0)).unwrap();
         assert_eq!(rows, 0);
+    }
+
+    #[test]
+    fn whoever_must_not_wait_does_not() {
+        let test = test_store();
+        let other = Connection::open(test.root.join("state/db/db.sqlite")).unwrap();
+        let roots = test.store.temp_roots();
+        let at_once = |name: &str| test.store.add_text_at_once(&roots, name, b"contents", &BTreeSet::new()).unwrap();
+        assert!(at_once("first").is_some());
+        // Another process is writing.
+        other.execute_batch("begin immediate").unwrap();
+        let begin = std::time::Instant::now();
+        assert_eq!(at_once("second"), None);
+        assert!(begin.elapsed() < Duration::from_secs(1));
+        other.execute_batch("commit").unwrap();
+        // Somebody of ours is, and may take long.
+        let long = test.store.db().writer();
+        assert_eq!(at_once("third"), None);
+        drop(long);
+        // What was not added has left nothing.
+        assert_eq!(std::fs::read_dir(test.root.join("store")).unwrap().filter(|entry| !is_staging(entry)).count(), 1);
+        for name in ["second", "third"] {
+            assert!(at_once(name).is_some());
+        }
+        assert_eq!(test.store.all_valid().unwrap().len(), 3);
+    }
+
+    /// Somebody who can wait does not fail with somebody who cannot.
+    #[test]
+    fn the_patient_are_served_in_the_end() {
+        let test = test_store();
+        let other = Connection::open(test.root.join("state/db/db.sqlite")).unwrap();
+        other.execute_batch("begin immediate").unwrap();
+        std::thread::scope(|scope| {
+            let patient = scope.spawn(|| test.text("patient", "y"));
+            let roots = test.store.temp_roots();
+            for number in 0..20 {
+                let name = format!("hasty-{number}");
+                assert_eq!(test.store.add_text_at_once(&roots, &name, b"contents", &BTreeSet::new()).unwrap(), None);
+            }
+            assert!(!patient.is_finished());
+            other.execute_batch("commit").unwrap();
+            patient.join().unwrap();
+        });
+        assert_eq!(test.store.all_valid().unwrap().len(), 1);
+    }
+
+    fn is_staging(entry: &std::io::Result<std::fs::DirEntry>) -> bool {
+        let name = entry.as_ref().unwrap().file_name();
+        name.to_string_lossy().starts_with('.') || name.to_string_lossy().ends_with("-fruixd-staging")
     }
 
     #[test]

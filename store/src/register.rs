@@ -10,7 +10,7 @@ use fruix_drv::{Derivation, ModuloCache, StorePath, aterm, verify_output_paths};
 use nix::sys::stat::{SFlag, fstat};
 use rusqlite::{Connection, Transaction};
 
-use crate::db::Writer;
+use crate::db::{Patience, Writer, pause};
 use crate::fsutil::{Place, kind, open_file_at};
 use crate::info::row_id;
 use crate::{Error, PathInfo, Result, Store, lock};
@@ -112,39 +112,66 @@ impl Store {
         }
         // What they refer to must not get lost before they do.
         self.flush()?;
-        self.insert_all(infos.to_vec(), parsed, OnDisk::Yes)
+        let mut writer = self.db().writer();
+        let own = Registration { infos: infos.to_vec(), parsed, on_disk: OnDisk::Yes, result: Mutex::default() };
+        self.commit(&mut writer, &[Arc::new(own)], Patience::Endless)
     }
 
-    /// [`Store::register`], given the derivations among `infos`, which have been checked.
+    /// [`Store::register`] for an addition, given the derivation that it may be, which has been checked.
     ///
-    /// Whoever finds the database free commits what all have been waiting for with it.
-    pub(crate) fn insert_all(&self, infos: Vec<PathInfo>, parsed: Parsed, on_disk: OnDisk) -> Result<()> {
-        let own = Arc::new(Registration { infos, parsed, on_disk, result: Mutex::default() });
-        lock(&self.inner.registrations.waiting).push(Arc::clone(&own));
-        let mut writer = self.db().writer();
-        if let Some(result) = lock(&own.result).take() {
-            return result;
-        }
-        let batch = std::mem::take(&mut *lock(&self.inner.registrations.waiting));
-        if batch.len() < 2 || self.commit(&mut writer, &batch).is_err() {
-            // Each for himself: one's failure is not another's.
-            for one in &batch {
-                let result = self.commit(&mut writer, std::slice::from_ref(one));
-                *lock(&one.result) = Some(result);
+    /// Whoever finds the database free commits what all have been waiting for with it. Nobody has it for more than a moment: another process that
+    /// holds it is waited for without it, and not at all if `patience` says so.
+    pub(crate) fn insert(&self, info: PathInfo, parsed: Parsed, on_disk: OnDisk, patience: Patience) -> Result<()> {
+        let own = Arc::new(Registration { infos: vec![info], parsed, on_disk, result: Mutex::default() });
+        let waiting = &self.inner.registrations.waiting;
+        lock(waiting).push(Arc::clone(&own));
+        let mut attempt = 0;
+        loop {
+            let mut writer = self.db().brief_writer();
+            if let Some(result) = lock(&own.result).take() {
+                return result;
             }
-        } else {
-            for one in &batch {
+            let batch = std::mem::take(&mut *lock(waiting));
+            let mut busy = self.commit_all(&mut writer, batch);
+            // Others may have the patience.
+            busy.retain(|one| patience == Patience::Endless || !Arc::ptr_eq(one, &own));
+            lock(waiting).extend(busy);
+            drop(writer);
+            if let Some(result) = lock(&own.result).take() {
+                return result;
+            }
+            if patience == Patience::Moment {
+                let busy = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_BUSY);
+                return Err(rusqlite::Error::SqliteFailure(busy, None).into());
+            }
+            pause(attempt);
+            attempt += 1;
+        }
+    }
+
+    /// Commits `batch`, together or else each for himself, and sets the results. Returns those for whom the database was busy.
+    fn commit_all(&self, writer: &mut Writer, mut batch: Vec<Arc<Registration>>) -> Vec<Arc<Registration>> {
+        if batch.len() > 1 && self.commit(writer, &batch, Patience::Moment).is_ok() {
+            for one in batch.drain(..) {
                 *lock(&one.result) = Some(Ok(()));
             }
         }
-        drop(writer);
-        lock(&own.result).take().unwrap_or(Ok(()))
+        // One's failure is not another's.
+        while let Some(one) = batch.first() {
+            let result = self.commit(writer, std::slice::from_ref(one), Patience::Moment);
+            if result.as_ref().is_err_and(Error::is_busy) {
+                break;
+            }
+            *lock(&one.result) = Some(result);
+            batch.remove(0);
+        }
+        batch
     }
 
-    fn commit(&self, writer: &mut Writer, batch: &[Arc<Registration>]) -> Result<()> {
+    fn commit(&self, writer: &mut Writer, batch: &[Arc<Registration>], patience: Patience) -> Result<()> {
         let unsynced = batch.iter().any(|one| one.on_disk == OnDisk::Later);
         let note = unsynced && !writer.unsynced;
-        writer.write("registering valid paths", |db| {
+        writer.write("registering valid paths", patience, |db| {
             if note {
                 self.note_unsynced(db)?;
             }
@@ -158,7 +185,7 @@ impl Store {
     fn insert_together(&self, db: &Transaction<'_>, infos: &[PathInfo], parsed: &Parsed) -> Result<()> {
         let mut ids = Vec::with_capacity(infos.len());
         for info in infos {
-            ids.push(self.insert(db, info, parsed.get(&info.path))?);
+            ids.push(self.insert_row(db, info, parsed.get(&info.path))?);
         }
         let mut insert = db.prepare_cached("insert or ignore into Refs (referrer, reference) values (?1, ?2)")?;
         for (info, referrer) in infos.iter().zip(ids) {
@@ -174,7 +201,7 @@ impl Store {
     }
 
     /// Inserts or changes the row of `info`, and returns its number.
-    fn insert(&self, db: &Transaction<'_>, info: &PathInfo, drv: Option<&Derivation>) -> Result<i64> {
+    fn insert_row(&self, db: &Transaction<'_>, info: &PathInfo, drv: Option<&Derivation>) -> Result<i64> {
         let path = self.print(&info.path);
         let hash = info.nar_hash.to_string();
         let size = (info.nar_size != 0).then(|| i64::try_from(info.nar_size).unwrap_or(i64::MAX));

@@ -19,6 +19,7 @@ use fruix_drv::{HashAlgo, StorePath};
 use nix::errno::Errno;
 use rusqlite::{OptionalExtension, Transaction};
 
+use crate::db::Patience;
 use crate::scan::hash_at;
 use crate::staging::Staging;
 use crate::sync::sync_all;
@@ -128,11 +129,13 @@ impl Store {
             if !writer.unsynced {
                 return Ok(());
             }
-            writer.write("looking for additions to sync", |db| Ok(db.prepare_cached(newest)?.query_row([], |row| row.get(0))?))?
+            writer.write("looking for additions to sync", Patience::Endless, |db| {
+                Ok(db.prepare_cached(newest)?.query_row([], |row| row.get(0))?)
+            })?
         };
         self.sync_since_noted()?;
         let mut writer = self.db().writer();
-        let left = writer.write("noting what is synced", |db| {
+        let left = writer.write("noting what is synced", Patience::Endless, |db| {
             let daemon = self.daemon_name();
             let now: i64 = db.prepare_cached(newest)?.query_row([], |row| row.get(0))?;
             if now <= upto {
@@ -205,7 +208,7 @@ impl Store {
         }
         let Some(first) = noted.iter().map(|(_, first, _)| *first).min() else { return Ok(()) };
         let mut writer = self.db().writer();
-        writer.write("taking over what is not synced", |db| {
+        writer.write("taking over what is not synced", Patience::Endless, |db| {
             let mut delete = db.prepare_cached("delete from FruixUnsynced where daemon = ?1")?;
             noted.iter().try_for_each(|(daemon, ..)| delete.execute([daemon]).map(drop))?;
             let sql = "insert or replace into FruixUnsynced (daemon, first, boot) values (?1, ?2, ?3)";
