@@ -22,7 +22,11 @@ keep=""
 export PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
 if [ -z "${FRUIX_SYSTEMS_NO_BUILD:-}" ]; then
   "$checkout/build-aux/provision" fruixd
-  cargo build --quiet --locked --release --manifest-path "$checkout/Cargo.toml" -p fruixd --bin fruix
+  # As build-fruixd built the daemon, so that only linking is left.
+  release=$(dirname "$(readlink -f "$checkout/target/fruixd")")
+  cargo build --quiet --locked --release --manifest-path "$checkout/Cargo.toml" --target "$(basename "$(dirname "$release")")" \
+    --target-dir "${release%/*/release}" -p fruixd --bin fruix
+  FRUIX=${FRUIX:-$release/fruix}
 fi
 guix=${FRUIX_CACHE:-/var/cache/fruix}/roots/guix-1.5.0
 [ -d "$guix" ] || guix=""
