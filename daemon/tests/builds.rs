@@ -357,8 +357,8 @@ impl World {
     fn make(&self, recipe: Recipe) -> Made {
         let Recipe { name, outputs, inputs, sources, env, fixed, builder, platform } = recipe;
         let dir = &self.store_dir;
-        let modulos: HashMap<StorePath, Hash> = inputs.iter().map(|made| (made.path.clone(), made.modulo.clone())).collect();
-        let mut hash_of = |path: &StorePath| Ok::<_, Infallible>(modulos[path].clone());
+        let modulos: HashMap<StorePath, Hash> = inputs.iter().map(|made| (made.path.clone(), made.modulo)).collect();
+        let mut hash_of = |path: &StorePath| Ok::<_, Infallible>(modulos[path]);
         let (algo, hash) = fixed.map_or_else(Default::default, |(how, hash)| (format!("{how}sha256"), hash.base16()));
         let output = |_: &&str| DerivationOutput { path: self.runner.clone(), hash_algo: algo.clone(), hash: hash.clone() };
         let mut variables: BTreeMap<BString, BString> = env.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
@@ -551,12 +551,12 @@ fn everything(world: &World) -> Vec<(Made, Vec<&'static str>)> {
     add(Recipe { platform: Some("x86_64-plan9"), ..recipe("elsewhere", "echo x >$out") }, &[]);
     // Outputs that are known beforehand.
     let (right, wrong) = (Hash::sha256("fixed\n"), Hash::sha256("other\n"));
-    add(recipe("fixed", "echo fixed >$out").fixed("", right.clone()), &[]);
-    add(recipe("fixed-wrong", "echo fixed >$out").fixed("", wrong.clone()), &[]);
-    add(recipe("fixed-program", "echo fixed >$out; chmod +x $out").fixed("", right.clone()), &[]);
+    add(recipe("fixed", "echo fixed >$out").fixed("", right), &[]);
+    add(recipe("fixed-wrong", "echo fixed >$out").fixed("", wrong), &[]);
+    add(recipe("fixed-program", "echo fixed >$out; chmod +x $out").fixed("", right), &[]);
     add(recipe("fixed-archive", "echo fixed >$out").fixed("r:", Hash::of(HashAlgo::Sha256, archive("fixed\n"))), &[]);
-    add(recipe("fixed-archive-wrong", "echo other >$out").fixed("r:", right.clone()), &[]);
-    let fixed_input = world.make(recipe("fixed", "echo fixed >$out").fixed("", right.clone()));
+    add(recipe("fixed-archive-wrong", "echo other >$out").fixed("r:", right), &[]);
+    let fixed_input = world.make(recipe("fixed", "echo fixed >$out").fixed("", right));
     add(recipe("uses-fixed", "cat $fixed >$out; echo $fixed >>$out").input("fixed", &fixed_input, dir), &[]);
     let download = recipe("download", "").builder("builtin:download").fixed("", right).env("url", &format!("\"file://{DIR}/to-download\""));
     fs::write(format!("{DIR}/to-download"), "fixed\n").unwrap();
