@@ -38,7 +38,7 @@ pub const REQUEST_BYTES: u64 = 40 * 1024 * 1024;
 pub const SMALL_REQUEST: u64 = 64 * 1024;
 /// Bytes of strings in a request that is not large.
 pub const MEDIUM_REQUEST: u64 = 1024 * 1024;
-/// Requests of up to [`MEDIUM_REQUEST`] bytes at a time.
+/// Requests of up to [`MEDIUM_REQUEST`] bytes at a time, and answers that list the whole store.
 pub const MEDIUM_REQUESTS: usize = 16;
 /// Requests of more than [`MEDIUM_REQUEST`] bytes at a time.
 pub const LARGE_REQUESTS: usize = 1;

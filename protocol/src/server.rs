@@ -434,6 +434,15 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Session<T> {
             return self.answer(operation.impossible(&path), context).await;
         }
 
+        // Its answer is as long as the store is large, and waits for a client that may not read it.
+        let _listing = match &self.room {
+            Some(room) if operation == Operation::QueryAllValidPaths => {
+                let turn = Box::pin(room.clone().medium());
+                let Some(turn) = self.drive(turn).await? else { return Ok(Step::Gone) };
+                turn
+            }
+            _ => None,
+        };
         // A build may take for ever.
         let _held = (operation != Operation::BuildPaths).then_some(held);
         let number = self.shared.start(info.stream);

@@ -238,6 +238,14 @@ impl Room {
     }
 }
 
+impl Room {
+    /// Waits for a part as large as a request of [`limits::MEDIUM_REQUEST`] takes.
+    pub(crate) async fn medium(self) -> Option<OwnedSemaphorePermit> {
+        // It is never closed.
+        self.medium.acquire_owned().await.ok()
+    }
+}
+
 impl Default for Room {
     fn default() -> Self {
         Room::new()
