@@ -265,7 +265,7 @@ fn etc(ingredients: &Ingredients<'_>, base: &Tree) -> Vec<(String, String)> {
             for (name, value) in known.iter().filter(|(_, value)| !value.is_empty()) {
                 let _ = match value.as_str() {
                     "true" => writeln!(conf, "\t{name};"),
-                    _ => writeln!(conf, "\t{name} = \"{}\";", value.replace('\\', "\\\\").replace('"', "\\\"")),
+                    _ => writeln!(conf, "\t{name} = \"{}\";", value.replace('\\', "\\\\").replace('"', "\\\"").replace('$', "\\$")),
                 };
             }
             conf.push_str("}\n");

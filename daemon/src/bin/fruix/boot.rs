@@ -245,7 +245,7 @@ fn finish(
         machine.child.wait()?;
         return Ok(());
     }
-    power_off(&machine)?;
+    power_off(&machine);
     let _ = watch(receiver, &mut machine, &[], SHUTDOWN);
     super::print_all([format!("total_seconds={:.1}", started.elapsed().as_secs_f64())].iter())
 }
@@ -292,22 +292,28 @@ fn watch(receiver: &mpsc::Receiver<Vec<u8>>, machine: &mut Machine, wanted: &[&s
     }
 }
 
-/// Presses the power button: qemu's by its monitor, bhyve's by SIGTERM. The system shuts down in order.
-fn power_off(machine: &Machine) -> Result<(), Failure> {
-    if let Ok(mut monitor) = UnixStream::connect(machine.scratch.0.join(MONITOR)) {
-        monitor.set_read_timeout(Some(Duration::from_secs(10)))?;
-        monitor.write_all(b"{\"execute\":\"qmp_capabilities\"}\n{\"execute\":\"system_powerdown\"}\n")?;
-        // What is not waited for is not done.
-        let (mut answer, mut block) = (Vec::new(), [0; 4096]);
-        while answer.windows(8).filter(|window| window == b"\"return\"").count() < 2 {
-            match monitor.read(&mut block)? {
-                0 => break,
-                count => answer.extend_from_slice(block.get(..count).unwrap_or_default()),
+/// Presses the power button: qemu's by its monitor, bhyve's by SIGTERM. The system shuts down in order. One that is off already needs none.
+fn power_off(machine: &Machine) {
+    match UnixStream::connect(machine.scratch.0.join(MONITOR)) {
+        Ok(monitor) => drop(press(monitor)),
+        Err(_) => {
+            if let Ok(pid) = i32::try_from(machine.child.id()) {
+                let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM);
             }
         }
-        return Ok(());
     }
-    let pid = nix::unistd::Pid::from_raw(i32::try_from(machine.child.id())?);
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM)?;
+}
+
+fn press(mut monitor: UnixStream) -> io::Result<()> {
+    monitor.set_read_timeout(Some(Duration::from_secs(10)))?;
+    monitor.write_all(b"{\"execute\":\"qmp_capabilities\"}\n{\"execute\":\"system_powerdown\"}\n")?;
+    // What is not waited for is not done.
+    let (mut answer, mut block) = (Vec::new(), [0; 4096]);
+    while answer.windows(8).filter(|window| window == b"\"return\"").count() < 2 {
+        match monitor.read(&mut block)? {
+            0 => break,
+            count => answer.extend_from_slice(block.get(..count).unwrap_or_default()),
+        }
+    }
     Ok(())
 }
