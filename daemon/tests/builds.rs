@@ -390,7 +390,7 @@ impl World {
 
     /// Builds a derivation and says how that went, in words that do not depend on the machine.
     fn build(&self, made: &Made, flags: &[&str]) -> (bool, String) {
-        let mut arguments = vec!["build", "--cores=2"];
+        let mut arguments = vec!["build", "--cores=2", "--max-jobs=8"];
         arguments.extend(flags);
         arguments.push(made.file.to_str().unwrap());
         let output = self.fruix(&arguments);
@@ -740,8 +740,12 @@ mod attacks {
         /// Starts it, and waits until it says `ready`.
         fn start(world: &World, recipe: Recipe) -> Other {
             let made = world.make(recipe);
-            let mut client =
-                world.client(&["build", made.file.to_str().unwrap()]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+            let mut client = world
+                .client(&["build", "--max-jobs=8", made.file.to_str().unwrap()])
+                .stdout(Stdio::null())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap();
             let mut log = BufReader::new(client.stderr.take().unwrap());
             let mut line = String::new();
             while line.trim() != "ready" {
