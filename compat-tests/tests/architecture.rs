@@ -50,7 +50,7 @@ const FORBIDDEN: [(&str, &[(&str, &str)]); 4] = [
         "freebsd",
         &[
             ("tokio", "the platform is synchronous"),
-            ("fruixd", "the platform knows no daemon but by the names that it is given"),
+            ("fruixd::", "the platform knows no daemon but by the names that it is given"),
             ("/gnu/store", "store directories are data"),
         ],
     ),

@@ -224,7 +224,7 @@ impl Side {
                     }
                     transcript.extend(lines);
                     if !matches!(outcome, Outcome::Reply(_))
-                        && ["add", "add-text", "drv", "tools", "build", "verify"].contains(&op.verb.as_str())
+                        && ["add", "add-text", "drv", "tools", "build", "verify", "gc"].contains(&op.verb.as_str())
                     {
                         self.sweep()?;
                     }
