@@ -238,9 +238,24 @@ impl Flags {
     }
 }
 
-impl Settings {
-    /// The settings that `flags` and the environment, looked up through `env`, give.
-    pub fn new(flags: &Flags, env: impl Fn(&str) -> Option<String>) -> Result<Settings, Error> {
+/// Where things are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Places {
+    /// The store directory.
+    pub store_dir: StoreDir,
+    /// The state directory.
+    pub state_dir: PathBuf,
+    /// Where the logs of builds are.
+    pub log_dir: PathBuf,
+    /// Where the database is.
+    pub db_dir: PathBuf,
+    /// Where the configuration is.
+    pub config_dir: PathBuf,
+}
+
+impl Places {
+    /// What the environment, looked up through `env`, says, and what follows from that.
+    pub fn new(env: impl Fn(&str) -> Option<String>) -> Result<Places, Error> {
         let get = |names: &[&str]| names.iter().find_map(|name| env(name).filter(|value| !value.is_empty()));
         let store = get(&["NIX_STORE_DIR", "NIX_STORE"]).unwrap_or_else(|| DEFAULT_STORE_DIR.to_owned());
         let store = store.trim_end_matches('/');
@@ -264,6 +279,14 @@ impl Settings {
                 return Err(Error::Usage(format!("`{}' is not an absolute directory name", dir.display())));
             }
         }
+        Ok(Places { store_dir, state_dir, log_dir, db_dir, config_dir })
+    }
+}
+
+impl Settings {
+    /// The settings that `flags` and the environment, looked up through `env`, give.
+    pub fn new(flags: &Flags, env: impl Fn(&str) -> Option<String>) -> Result<Settings, Error> {
+        let Places { store_dir, state_dir, log_dir, db_dir, config_dir } = Places::new(&env)?;
         let mut seen = BTreeSet::new();
         let mut chroot_dirs = Vec::new();
         for dir in &flags.chroot_directory {
@@ -310,8 +333,8 @@ impl Settings {
             listen,
             debug: flags.debug,
             adopt_empty_database: flags.adopt_empty_database,
-            allow_symlinked_store: get(&["NIX_IGNORE_SYMLINK_STORE"]).is_some_and(|value| value == "1"),
-            tmp_dir: get(&["TMPDIR"]).map_or_else(|| PathBuf::from("/tmp"), PathBuf::from),
+            allow_symlinked_store: env("NIX_IGNORE_SYMLINK_STORE").is_some_and(|value| value == "1"),
+            tmp_dir: env("TMPDIR").filter(|value| !value.is_empty()).map_or_else(|| PathBuf::from("/tmp"), PathBuf::from),
             state_dir,
         })
     }

@@ -16,6 +16,7 @@ use fruix_protocol::kinds::{BuildMode, GcAction};
 use fruix_protocol::ops;
 use fruix_protocol::wire::Version;
 use fruixd::build_log::BuildLog;
+use fruixd::config::Places;
 use tokio::io::BufStream;
 use tokio::net::UnixStream;
 
@@ -177,7 +178,7 @@ fn hand_over() -> Result<(), Failure> {
     })
 }
 
-/// What the environment says, as guix understands it.
+/// What the environment says, as fruixd understands it.
 struct Site {
     store_dir: StoreDir,
     socket: PathBuf,
@@ -186,20 +187,13 @@ struct Site {
 
 impl Site {
     fn from_env() -> Result<Site, Failure> {
-        let var = |name: &str, default: &str| std::env::var_os(name).filter(|value| !value.is_empty()).unwrap_or_else(|| default.into());
-        let store = var("NIX_STORE_DIR", "/gnu/store");
-        let state = PathBuf::from(var("GUIX_STATE_DIRECTORY", "/var/guix"));
+        let Places { store_dir, state_dir, log_dir, .. } = Places::new(|name| std::env::var(name).ok())?;
         let socket = match std::env::var("GUIX_DAEMON_SOCKET") {
             Ok(uri) if !uri.is_empty() => {
                 PathBuf::from(uri.strip_prefix("file://").or_else(|| uri.strip_prefix("unix://")).unwrap_or(&uri))
             }
-            _ => state.join("daemon-socket/socket"),
+            _ => state_dir.join("daemon-socket/socket"),
         };
-        // As the daemon has it.
-        let state_given = std::env::var_os("GUIX_STATE_DIRECTORY").is_some_and(|value| !value.is_empty());
-        let log_default = if state_given { state.join("log") } else { PathBuf::from("/var/log/guix") };
-        let log_dir = PathBuf::from(var("GUIX_LOG_DIRECTORY", &log_default.to_string_lossy()));
-        let store_dir = StoreDir::checked(&store.to_string_lossy())?;
         Ok(Site { store_dir, socket, log_dir })
     }
 
