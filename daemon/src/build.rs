@@ -384,7 +384,7 @@ impl Builder {
         let env: Vec<_> = env.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
         let input = builtin_job::input(&self.store, job, &env, ca_bundle, owner.is_some())
             .map_err(|message| reject(FailureKind::InputRejected, message))?;
-        Ok(Program::Builtin { name: name.to_string(), input })
+        Ok(Program::Builtin { name: name.to_string(), network: builtins::uses_network(&name.to_str_lossy()), input })
     }
 
     fn environment(&self, job: &JobFacts, build_dir: &Path, cores: u64) -> BTreeMap<BString, BString> {

@@ -54,6 +54,7 @@ pub(crate) fn input(
 pub(crate) fn local_files(drv: &Derivation) -> Vec<PathBuf> {
     let mut files = Vec::new();
     if drv.is_builtin()
+        && crate::builtins::reads_files(&drv.builder.to_str_lossy())
         && let Some(url) = drv.env_var("url")
         && let Ok(datum) = sexp::read(&url.to_str_lossy())
     {

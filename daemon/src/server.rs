@@ -1,7 +1,8 @@
 //! The daemon as a whole: the store, the scheduler, and a session for each client.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use fruix_store::Store;
 use tokio::runtime::Handle;
@@ -25,8 +26,10 @@ use crate::users::UserPool;
 const BLOCKING_THREADS: usize = 2048;
 /// Small additions at a time, on the threads of the sessions, of which there are so many more than processors.
 const SMALL_ADDITIONS: usize = 8;
+/// For how long the build users are taken to be those who they were.
+const BUILDERS: Duration = Duration::from_secs(1);
 /// How long builds may take to end when the daemon is told to stop.
-const CLEAN_UP: std::time::Duration = std::time::Duration::from_secs(20);
+const CLEAN_UP: Duration = Duration::from_secs(20);
 
 /// What all sessions share.
 pub struct Shared {
@@ -38,6 +41,7 @@ pub struct Shared {
     pub scheduler: Scheduler,
     users: Option<Arc<UserPool>>,
     shares: Shares,
+    builders: Mutex<Option<(Instant, Arc<[u32]>)>>,
     /// Turns at adding something small on a thread of the sessions. There are more of those than turns.
     pub small_additions: Semaphore,
     /// The runtime that builds, with the threads for what blocks. Sessions have lanes of their own.
@@ -62,10 +66,23 @@ impl Shared {
         if self.trusts(peer) { Ok(share::Session::uncounted()) } else { self.shares.join(peer.credentials.map(|(uid, _)| uid)) }
     }
 
+    /// The uids of the build users, as they were a moment ago at the most: clients come in numbers, and where users are kept may be far.
+    fn builders(&self, users: &UserPool) -> Arc<[u32]> {
+        let mut last = self.builders.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*last {
+            Some((when, uids)) if when.elapsed() < BUILDERS => Arc::clone(uids),
+            _ => {
+                let uids: Arc<[u32]> = users.uids().unwrap_or_default().into_iter().collect();
+                *last = Some((Instant::now(), Arc::clone(&uids)));
+                uids
+            }
+        }
+    }
+
     /// Whether `peer` is a builder, which has no business here: outside a sandbox it could otherwise ask for what it is kept from.
     fn is_builder(&self, peer: &Peer) -> bool {
         match (&self.users, peer.credentials) {
-            (Some(users), Some((uid, _))) => uid != 0 && users.uids().is_ok_and(|uids| uids.contains(&uid)),
+            (Some(users), Some((uid, _))) => uid != 0 && self.builders(users).contains(&uid),
             _ => false,
         }
     }
@@ -126,6 +143,7 @@ async fn serve(
         scheduler,
         users,
         shares: Shares::new(share::raise_descriptors()),
+        builders: Mutex::default(),
         small_additions: Semaphore::new(SMALL_ADDITIONS),
         main: Handle::current(),
         next: AtomicU64::new(1),
@@ -161,7 +179,10 @@ async fn serve(
     // Sessions end with their tasks, and builds with the sessions that wait for them; the runtime waits for their clean-up.
     acceptors.shutdown().await;
     if let Some(lanes) = Arc::into_inner(lanes) {
-        let _ = tokio::task::spawn_blocking(move || lanes.stop()).await;
+        let stopped = tokio::task::spawn_blocking(move || lanes.stop());
+        if tokio::time::timeout(CLEAN_UP, stopped).await.is_err() {
+            warn!("sessions did not end in time");
+        }
     }
     tokio::task::yield_now().await;
     if tokio::time::timeout(CLEAN_UP, builder.settle()).await.is_err() {

@@ -541,7 +541,10 @@ mod freebsd {
     }
 
     fn builtins_run(world: &World) {
-        let spec = BuildSpec { program: Program::Builtin { name: "builtin:seven".to_owned(), input: Vec::new() }, ..world.spec("") };
+        let spec = BuildSpec {
+            program: Program::Builtin { name: "builtin:seven".to_owned(), network: false, input: Vec::new() },
+            ..world.spec("")
+        };
         assert_eq!(world.run(&spec).0, ExitStatus::Code(7));
         world.assert_clean();
     }

@@ -712,6 +712,12 @@ impl AddToStore {
 }
 
 impl Operation {
+    /// Whether the answer may be as long as the store is large.
+    pub fn lists_the_store(self) -> bool {
+        use Operation::{CollectGarbage, FindRoots, QueryAllValidPaths, QueryFailedPaths, QueryReferrers};
+        matches!(self, CollectGarbage | FindRoots | QueryAllValidPaths | QueryFailedPaths | QueryReferrers)
+    }
+
     /// The answer to a request about a path that lies directly beneath the store directory under a name that no store
     /// path has. guix-daemon looks such paths up in its database, where they are not.
     ///

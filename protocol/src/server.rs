@@ -435,8 +435,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Session<T> {
         }
 
         // Its answer is as long as the store is large, and waits for a client that may not read it.
-        let _listing = match &self.room {
-            Some(room) if operation == Operation::QueryAllValidPaths => {
+        let listing = match &self.room {
+            Some(room) if operation.lists_the_store() => {
                 let turn = Box::pin(room.clone().medium());
                 let Some(turn) = self.drive(turn).await? else { return Ok(Step::Gone) };
                 turn
@@ -452,6 +452,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Session<T> {
         let in_step = self.shared.stop();
         let Some(result) = result else { return Ok(Step::Gone) };
         let step = self.answer(result, context).await?;
+        if listing.is_some() {
+            // It may have been put aside for the next answer; the room is taken until it is out.
+            self.send(|_| {}).await?;
+        }
         Ok(if in_step { step } else { Step::Close })
     }
 

@@ -17,6 +17,7 @@ use crate::fsutil::{Place, exists_at, remove_tree};
 use crate::hashing::Hashers;
 use crate::info::row_id;
 use crate::links;
+use crate::locks::{NEVER, Wait};
 use crate::nar_fs::{create_file, finish_file, restore_at};
 use crate::register::{OnDisk, Parsed};
 use crate::staging::Staged;
@@ -34,6 +35,9 @@ const TYPE_TOKEN: std::ops::Range<usize> = 64..73;
 
 /// Bytes that are copied at once.
 const CHUNK: usize = 128 * 1024;
+
+/// References and outputs that an addition which is not to take long may have.
+const FEW: usize = 64;
 
 /// The step in which an archive is written to a file.
 const SPOOL: &str = "add::spool";
@@ -92,6 +96,9 @@ impl Store {
         contents: &[u8],
         references: &BTreeSet<StorePath>,
     ) -> Result<Option<StorePath>> {
+        if references.len() > FEW {
+            return Ok(None);
+        }
         let path = text_path(self.store_dir(), name, contents, references).map_err(bad_name)?;
         if !roots.try_add_all(std::slice::from_ref(&path))? {
             return Ok(None);
@@ -109,15 +116,11 @@ impl Store {
         let Some(_brief) = self.db().brief() else { return Ok(None) };
         let mut parsed = Parsed::new();
         if path.is_derivation() {
-            let checked = self.parse_derivation(&path, contents).and_then(|drv| {
-                self.check_outputs(&path, &drv)?;
-                self.know_derivation(&path, &drv)?;
-                Ok(drv)
-            });
-            match checked {
-                Ok(drv) => parsed.insert(path.clone(), drv),
-                Err(_) => return Ok(None),
-            };
+            let Ok(drv) = self.parse_derivation(&path, contents) else { return Ok(None) };
+            if drv.outputs.len() > FEW || !self.check_outputs_at_once(&path, &drv) {
+                return Ok(None);
+            }
+            parsed.insert(path.clone(), drv);
         }
         let (nar_hash, nar_size) = nar_of_file(contents)?;
         let info = PathInfo { path, nar_hash, references: references.clone(), deriver: None, registration_time: 0, nar_size };
@@ -244,7 +247,8 @@ impl Store {
     ///
     /// The file is written where it will be: one that is half there and not registered is nobody's, and one less is made and renamed.
     fn publish_file(&self, info: PathInfo, mut parsed: Parsed, contents: &[u8], patience: Patience) -> Result<StorePath> {
-        let _lock = self.lock_path_briefly(&info.path)?;
+        let wait = if patience == Patience::Endless { Wait::Until(&NEVER) } else { Wait::No };
+        let _lock = self.lock_path_briefly(&info.path, wait)?;
         if info.path.is_derivation() && !parsed.contains_key(&info.path) {
             let drv = self.parse_derivation(&info.path, contents)?;
             self.check_outputs(&info.path, &drv)?;
@@ -267,7 +271,7 @@ impl Store {
 
     /// Like [`Store::publish_file`], for an item that `create` makes, or that is there already, at `staged`.
     fn publish(&self, info: PathInfo, staged: &Staged, create: impl FnOnce(&Place<'_>) -> Result<()>) -> Result<StorePath> {
-        let _lock = self.lock_path_briefly(&info.path)?;
+        let _lock = self.lock_path_briefly(&info.path, Wait::Until(&NEVER))?;
         if self.is_valid(&info.path)? {
             return Ok(info.path);
         }
@@ -499,6 +503,7 @@ mod tests {
     use bstr::BStr;
 
     use super::*;
+    use crate::register::MANY;
     use crate::testing::{TestStore, config, nar_of, test_store};
     use crate::{hash_path, scan};
 
@@ -647,6 +652,41 @@ mod tests {
         assert_eq!(store.read_derivation(&good).unwrap().outputs.len(), 1);
         let error = store.add_text(&roots, "b.drv", b"nonsense", &BTreeSet::new()).unwrap_err();
         assert!(matches!(error, Error::BadDerivation { .. }), "{error}");
+    }
+
+    /// On a session's thread no closure is read, whoever made the daemon forget it, and nothing with many rows is registered.
+    #[test]
+    fn what_takes_long_is_not_done_at_once() {
+        let test = test_store();
+        let (store, roots) = (&test.store, test.store.temp_roots());
+        let text = |inputs: &str, out: &str| {
+            let all = "[(\"out\",\"OUT\",\"\",\"\")],[INPUTS],[],\"x86_64-linux\",\"/bin/sh\",[],[(\"out\",\"OUT\")]";
+            format!("Derive({})", all.replace("INPUTS", inputs).replace("OUT", out)).into_bytes()
+        };
+        let right = |name: &str, inputs: &str, references: &BTreeSet<StorePath>| {
+            let wrong = store.print(&text_path(store.store_dir(), "wrong", b"", &BTreeSet::new()).unwrap());
+            match store.add_text(&roots, name, &text(inputs, &wrong), references) {
+                Err(Error::IncorrectOutput { expected, .. }) => text(inputs, &expected),
+                other => panic!("{other:?}"),
+            }
+        };
+        let none = BTreeSet::new();
+        let first = store.add_text_at_once(&roots, "first.drv", &right("first.drv", "", &none), &none).unwrap().unwrap();
+        let inputs = format!("(\"{}\",[\"out\"])", store.print(&first));
+        let references = BTreeSet::from([first]);
+        let second = right("second.drv", &inputs, &references);
+        store.drv_hashes().clear();
+        assert_eq!(store.add_text_at_once(&roots, "second.drv", &second, &references).unwrap(), None);
+        let path = store.add_text(&roots, "second.drv", &second, &references).unwrap();
+        assert_eq!(store.references(&path).unwrap(), references);
+        // It is known now.
+        let third = right("third.drv", &inputs, &references);
+        assert!(store.add_text_at_once(&roots, "third.drv", &third, &references).unwrap().is_some());
+
+        let many: BTreeSet<StorePath> = (0..=MANY).map(|number| test.text(&format!("text-{number}"), "x")).collect();
+        assert_eq!(store.add_text_at_once(&roots, "many", b"x", &many).unwrap(), None);
+        let path = store.add_text(&roots, "many", b"x", &many).unwrap();
+        assert_eq!(store.references(&path).unwrap(), many);
     }
 
     /// A derivation that claims another's output would have its builder write there, whichever way it came in.

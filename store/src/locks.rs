@@ -364,8 +364,8 @@ impl Store {
 
     /// Locks `path` as [`Store::lock_paths`] does with `wait`, for the time that it takes to put something in its place. When the lock is given
     /// up, `path` is valid or not there, so that the lock file, if there is one, is deleted.
-    pub(crate) fn lock_path_briefly(&self, path: &StorePath) -> Result<FileLock> {
-        let (file, wait) = (self.lock_file(path), Wait::Until(&NEVER));
+    pub(crate) fn lock_path_briefly(&self, path: &StorePath, wait: Wait<'_>) -> Result<FileLock> {
+        let file = self.lock_file(path);
         let lock = FileLock::acquire_how(&file, Kind::Exclusive, Life::Passing, wait, Some(&self.inner.big_lock), || {})?;
         let mut lock = lock.ok_or(Error::Interrupted)?;
         lock.set_deletion(true);

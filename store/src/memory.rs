@@ -94,7 +94,8 @@ impl Answer for Arc<Outputs> {
 impl Memory {
     /// Nothing yet, of the database in the file `path`.
     pub(crate) fn new(path: &Path) -> Memory {
-        let mut shm = path.to_owned().into_os_string();
+        // As SQLite does, which follows links.
+        let mut shm = path.canonicalize().unwrap_or_else(|_| path.to_owned()).into_os_string();
         shm.push("-shm");
         let state = State { header: [0; HEADER], answers: Answers::default(), size: 0 };
         Memory { path: shm.into(), file: OnceLock::new(), state: Mutex::new(state) }

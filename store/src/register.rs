@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
-use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fruix_drv::modulo::{ModuloError, VerifyError};
 use fruix_drv::{Derivation, ModuloCache, StorePath, aterm, verify_output_paths};
@@ -17,6 +17,25 @@ use crate::{Error, PathInfo, Result, Store, lock};
 
 /// Hashes of derivations that are kept, about 200 bytes each.
 const KNOWN_DERIVATIONS: usize = 50_000;
+
+/// References and outputs from which on a registration is for itself, since others may not be kept waiting for it.
+pub(crate) const MANY: usize = 256;
+
+/// How often, and with what pauses, somebody tries who must not wait.
+const TRIES: usize = 20;
+const PAUSE: Duration = Duration::from_micros(50);
+
+/// What is in `mutex`, unless somebody has it for longer than a moment.
+fn lock_soon<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
+    for _ in 0..TRIES {
+        match mutex.try_lock() {
+            Ok(guard) => return Some(guard),
+            Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => std::thread::sleep(PAUSE),
+        }
+    }
+    None
+}
 
 /// Seconds since 1970.
 pub(crate) fn now() -> i64 {
@@ -122,7 +141,11 @@ impl Store {
     /// Whoever finds the database free commits what all have been waiting for with it. Nobody has it for more than a moment: another process that
     /// holds it is waited for without it, and not at all if `patience` says so.
     pub(crate) fn insert(&self, info: PathInfo, parsed: Parsed, on_disk: OnDisk, patience: Patience) -> Result<()> {
+        let rows = info.references.len().saturating_add(parsed.values().map(|drv| drv.outputs.len()).sum());
         let own = Arc::new(Registration { infos: vec![info], parsed, on_disk, result: Mutex::default() });
+        if rows > MANY {
+            return self.commit(&mut self.db().writer(), &[own], Patience::Endless);
+        }
         let waiting = &self.inner.registrations.waiting;
         lock(waiting).push(Arc::clone(&own));
         let mut attempt = 0;
@@ -261,14 +284,17 @@ impl Store {
         self.check_outputs_among(path, drv, &Parsed::new())
     }
 
-    /// Notes the hash of a derivation whose outputs were checked and that follows from its path: it is likely to be the next one's input, and need
-    /// not be read back then.
-    pub(crate) fn know_derivation(&self, path: &StorePath, drv: &Derivation) -> Result<()> {
-        let mut load = |input: &StorePath| if input == path { Ok(drv.clone()) } else { self.read_derivation(input) };
-        self.drv_hashes().hash(self.store_dir(), path, &mut load).map(drop).map_err(|error| match error {
-            ModuloError::Load { source, .. } => source,
-            error => self.bad_derivation(path, error.to_string()),
-        })
+    /// Like [`Store::check_outputs`], and notes the hash of the derivation, which is likely to be the next one's input: if all its inputs' hashes are
+    /// known, and nobody is at reading derivations to find out more of them. `false`: otherwise, or the outputs are not right.
+    pub(crate) fn check_outputs_at_once(&self, path: &StorePath, drv: &Derivation) -> bool {
+        let Some(name) = path.derivation_name() else { return false };
+        let Some(mut known) = lock_soon(&self.inner.drv_hashes) else { return false };
+        if drv.is_fixed_output() && !drv.outputs.contains_key("out") {
+            return false;
+        }
+        let verified = verify_output_paths(self.store_dir(), name, drv, &mut |input| known.get(input).ok_or(()));
+        let mut load = |input: &StorePath| if input == path { Ok(drv.clone()) } else { Err(()) };
+        verified.is_ok() && known.hash(self.store_dir(), path, &mut load).is_ok()
     }
 
     fn check_outputs_among(&self, path: &StorePath, drv: &Derivation, parsed: &Parsed) -> Result<()> {

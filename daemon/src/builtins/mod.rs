@@ -272,19 +272,44 @@ impl BuiltinError {
 
 type Builtin = fn(&BuiltinInput, &mut dyn Write) -> Result<(), BuiltinError>;
 
+/// What a built-in builder reaches beyond its sandbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reach {
+    /// Nothing: what it makes depends on its inputs alone.
+    Inputs,
+    /// The network.
+    Network,
+    /// The network, and the files that `file:` URLs name.
+    Files,
+}
+
 /// The built-in builders: those of guix-daemon 1.5.0, and ours for FreeBSD systems.
-const BUILTINS: [(&str, Builtin); 6] = [
-    ("download", download::perform),
-    ("freebsd-base", freebsd_system::base),
-    ("freebsd-image", freebsd_image::image),
-    ("freebsd-rootfs", freebsd_system::rootfs),
-    ("freebsd-system", freebsd_system::system),
-    ("git-download", git_download::perform),
+const BUILTINS: [(&str, Reach, Builtin); 6] = [
+    ("download", Reach::Files, download::perform),
+    ("freebsd-base", Reach::Inputs, freebsd_system::base),
+    ("freebsd-image", Reach::Inputs, freebsd_image::image),
+    ("freebsd-rootfs", Reach::Inputs, freebsd_system::rootfs),
+    ("freebsd-system", Reach::Inputs, freebsd_system::system),
+    ("git-download", Reach::Network, git_download::perform),
 ];
+
+fn reach(name: &str) -> Reach {
+    find(name).map_or(Reach::Inputs, |(_, reach, _)| reach)
+}
+
+/// Whether the builder `name` (with or without `builtin:`) needs the host's network.
+pub fn uses_network(name: &str) -> bool {
+    reach(name) != Reach::Inputs
+}
+
+/// Whether the builder `name` (with or without `builtin:`) reads files of the host that a URL names.
+pub fn reads_files(name: &str) -> bool {
+    reach(name) == Reach::Files
+}
 
 /// The names of the built-in builders, as the operation `BuiltinBuilders` answers them.
 pub fn names() -> impl Iterator<Item = &'static str> {
-    BUILTINS.iter().map(|(name, _)| *name)
+    BUILTINS.iter().map(|(name, ..)| *name)
 }
 
 /// The function of the builder `name` (with or without `builtin:`). It takes a [`BuiltinInput`] as JSON and returns the exit
@@ -300,9 +325,9 @@ pub fn lookup(name: &str) -> Option<fn(&[u8]) -> i32> {
     })
 }
 
-fn find(name: &str) -> Option<(&'static str, Builtin)> {
+fn find(name: &str) -> Option<(&'static str, Reach, Builtin)> {
     let name = name.strip_prefix("builtin:").unwrap_or(name);
-    BUILTINS.into_iter().find(|(known, _)| *known == name)
+    BUILTINS.into_iter().find(|(known, ..)| *known == name)
 }
 
 /// Runs the builder `name` with `input`, a [`BuiltinInput`] as JSON, and returns the exit status. Messages go to standard error.
@@ -319,7 +344,7 @@ pub fn run(name: &str, input: &[u8]) -> i32 {
 
 /// [`run`] with its input decoded, whoever the user is. Messages go to `log`.
 pub fn perform(name: &str, input: &BuiltinInput, log: &mut dyn Write) -> i32 {
-    let Some((_, builtin)) = find(name) else {
+    let Some((.., builtin)) = find(name) else {
         say(log, &format!("error: unsupported builtin function '{name}'"));
         return EXIT_FAILED;
     };

@@ -288,7 +288,7 @@ fn become_builder(plan: &Plan, output: &OwnedFd, pipe: &mut File, outer: (u32, u
             say(&[b"while setting up the child process: in phase exec: ".as_slice(), &why, b"\n"].concat());
             CANNOT_RUN
         }
-        Program::Builtin { name, input } => run_builtin(name, input, builtins),
+        Program::Builtin { name, input, .. } => run_builtin(name, input, builtins),
     };
     sys::exit_now(status)
 }

@@ -360,10 +360,19 @@ pub enum Program {
     Builtin {
         /// Its name.
         name: String,
+        /// Whether it needs the host's network.
+        network: bool,
         /// What it is told.
         #[serde(with = "text")]
         input: Vec<u8>,
     },
+}
+
+impl Program {
+    /// Whether it is a builder of our own that needs the host's network.
+    fn uses_network(&self) -> bool {
+        matches!(self, Program::Builtin { network: true, .. })
+    }
 }
 
 impl Plan {
@@ -377,8 +386,7 @@ impl Plan {
             Some(user) => Identity::User(user.clone()),
             None => Identity::Namespace { uid: NAMESPACE_IDS.0, gid: NAMESPACE_IDS.1 },
         };
-        let builtin = matches!(spec.program, Program::Builtin { .. });
-        let network = if builtin {
+        let network = if spec.program.uses_network() {
             Network::Host
         } else {
             // Without a user-mode network stack, upstream leaves builders of fixed outputs with an interface that is down.
@@ -411,7 +419,7 @@ impl Plan {
     /// As for [`confined`](Self::confined).
     pub fn jailed(spec: &BuildSpec, host: &HostFacts, limits: &[Limit]) -> Result<Plan, Error> {
         let Some(dir) = spec.root.clone() else { return Plan::unconfined(spec) };
-        let open = spec.fixed_output || matches!(spec.program, Program::Builtin { .. });
+        let open = spec.fixed_output || spec.program.uses_network();
         let mut plan = Plan {
             root: Root::Private { dir },
             network: if open { Network::Host } else { Network::Private { loopback: true } },
@@ -580,7 +588,7 @@ impl fmt::Display for Plan {
                     writeln!(f, "    argument {number}: {}", quoted(arg.as_bstr()))?;
                 }
             }
-            Program::Builtin { name, input } => writeln!(f, "  runs the daemon's own {name}, told {} bytes", input.len())?,
+            Program::Builtin { name, input, .. } => writeln!(f, "  runs the daemon's own {name}, told {} bytes", input.len())?,
         }
         match &self.identity {
             Identity::User(user) => writeln!(f, "  as user {}, group {}, groups {:?}", user.uid, user.gid, user.groups)?,
@@ -884,7 +892,7 @@ outputs
         let isolated = Plan::confined(&BuildSpec { isolate_host_loopback: true, ..fixed.clone() }, &host()).unwrap();
         assert_eq!(isolated.network, Network::Private { loopback: true });
         // A builder inside the daemon has the host's network, and files with the builder's rights only.
-        let program = Program::Builtin { name: "download".to_owned(), input: b"{}".to_vec() };
+        let program = Program::Builtin { name: "download".to_owned(), network: true, input: b"{}".to_vec() };
         let files = vec!["/srv/a".into(), "/srv/../b".into(), "c".into()];
         let builtin = Plan::confined(&BuildSpec { program, host_files: files, ..fixed }, &host()).unwrap();
         assert_eq!(builtin.network, Network::Host);
@@ -927,7 +935,7 @@ outputs
             plan.program = Program::Exec { path: value.clone().into(), args: vec![name.clone().into(), "\\x5c\\".into()] };
             let sent = serde_json::to_vec(&plan).unwrap();
             prop_assert_eq!(&serde_json::from_slice::<Plan>(&sent).unwrap(), &plan);
-            plan.program = Program::Builtin { name: "x".to_owned(), input: value };
+            plan.program = Program::Builtin { name: "x".to_owned(), network: false, input: value };
             let sent = serde_json::to_vec(&plan).unwrap();
             prop_assert_eq!(serde_json::from_slice::<Plan>(&sent).unwrap(), plan);
         }

@@ -254,7 +254,7 @@ impl World {
             outputs: vec![store_path(0, "out")],
             extra_dirs: Vec::new(),
             host_files: Vec::new(),
-            program: Program::Builtin { name: "look".to_owned(), input: Vec::new() },
+            program: Program::Builtin { name: "look".to_owned(), network: true, input: Vec::new() },
             env: BTreeMap::from([("NAME".into(), "value".into())]),
             fixed_output: false,
             user,
@@ -289,7 +289,7 @@ impl World {
 
 impl Site {
     fn builtin(&mut self, name: &str, input: &[u8]) {
-        self.spec.program = Program::Builtin { name: name.to_owned(), input: input.to_vec() };
+        self.spec.program = Program::Builtin { name: name.to_owned(), network: true, input: input.to_vec() };
     }
 
     fn input(&mut self, number: usize, name: &str) -> PathBuf {
@@ -591,7 +591,7 @@ fn builds_at_once(world: &World) {
         let mut tasks = Vec::new();
         for site in &sites {
             let mut spec = site.spec.clone();
-            spec.program = Program::Builtin { name: "seven".to_owned(), input: Vec::new() };
+            spec.program = Program::Builtin { name: "seven".to_owned(), network: false, input: Vec::new() };
             let sandbox = world.confined();
             tasks.push(tokio::spawn(async move {
                 let (_reader, writer) = pipe();
