@@ -30,7 +30,9 @@ acceptable() {
 failed=
 while IFS='|' read -r crate licence; do
   [ -n "$crate" ] || continue
-  acceptable "${licence//\// OR }" || {
+  # The old way to write it: "A/B", or "A / B".
+  either=${licence// \/ /\/}
+  acceptable "${either//\// OR }" || {
     echo "licences: $crate: '$licence' is not among those allowed" >&2
     failed=yes
   }
