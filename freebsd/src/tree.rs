@@ -538,6 +538,25 @@ impl Tree {
         }
     }
 
+    /// Refuses a tree whose bytes are anywhere but below the directory `dir`, links followed: what a manifest that somebody else wrote may name.
+    ///
+    /// # Errors
+    /// [`TreeError::Conflict`] with the first path that is not right, [`TreeError::Host`].
+    pub fn confine(&self, dir: &Path) -> Result<()> {
+        let dir = dir.canonicalize().map_err(host("looking at", dir))?;
+        for (path, entry) in &self.entries {
+            if let Node::File(File { content: Content::Host(source), .. }) = &entry.node
+                && !source.canonicalize().map_err(host("looking at", source))?.starts_with(&dir)
+            {
+                return Err(conflict(
+                    path,
+                    format!("its bytes are to come from `{}', which is not below `{}'", source.display(), dir.display()),
+                ));
+            }
+        }
+        Ok(())
+    }
+
     /// Whether all that must hold does: there is a root, every parent is a directory, and every hard link names a regular file's own entry.
     ///
     /// # Errors
@@ -1325,6 +1344,23 @@ mod tests {
             let mut wrong = base.clone();
             wrong.insert(path, Entry::hard_link("a")).unwrap();
             assert!(wrong.check().unwrap_err().to_string().contains(why));
+        }
+    }
+
+    #[test]
+    fn a_manifest_may_not_reach_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, outside) = (dir.path().join("store"), dir.path().join("secret"));
+        std::fs::create_dir_all(store.join("item")).unwrap();
+        std::fs::write(&outside, "x").unwrap();
+        std::fs::write(store.join("item/own"), "x").unwrap();
+        std::os::unix::fs::symlink("../../secret", store.join("item/link")).unwrap();
+        std::os::unix::fs::symlink("../..", store.join("item/up")).unwrap();
+        for (name, good) in [("item/own", true), ("item/../item/own", true), ("../secret", false), ("item/up/secret", false)] {
+            let text = format!("./a type=file contents={}\n", store.join(name).display());
+            let options = ManifestOptions { name: "m", root: None, owners: &Owners::default(), time: Time::seconds(1) };
+            let tree = Tree::read_manifest(text.as_bytes(), &options).unwrap();
+            assert_eq!(tree.confine(&store).is_ok(), good, "{name}");
         }
     }
 

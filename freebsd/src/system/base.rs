@@ -190,5 +190,8 @@ pub fn read_package(path: &Path) -> Result<(Tree, String), TreeError> {
     let first = text.split(|byte| *byte == b'\n').next().unwrap_or_default();
     let source = first.strip_prefix(SOURCE.as_bytes()).map(|source| String::from_utf8_lossy(source).into_owned()).unwrap_or_default();
     let options = ManifestOptions { name: &name, root: None, owners: &Owners::default(), time: TIME };
-    Ok((Tree::read_manifest(text.as_slice(), &options)?, source))
+    let tree = Tree::read_manifest(text.as_slice(), &options)?;
+    // Whoever sends a derivation may have written it.
+    tree.confine(path.parent().unwrap_or(path))?;
+    Ok((tree, source))
 }
