@@ -1,4 +1,4 @@
-# make check : everything that can be checked on one machine; installs what it needs, needs root, some ten minutes on 2 cores.
+# make check : everything that can be checked on one machine; installs what it needs, needs root, some 30 minutes on 2 cores.
 #              Its parts, each of which can be asked for alone, are below.
 
 SHELL := /bin/bash
