@@ -3,16 +3,17 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::io::Write as _;
 use std::path::Path;
 
 use fruix_drv::{Hash, StoreDir, StorePath, aterm, verify_output_paths};
 use fruix_freebsd::system::accounts::Accounts;
-use fruix_freebsd::system::derivations::{PLATFORM, Sources, plan};
+use fruix_freebsd::system::derivations::{PLATFORM, Sources, VERSION, plan, version};
 use fruix_freebsd::system::model::OperatingSystem;
 use fruix_freebsd::system::packages::{NAMES, lists, matches};
 use fruix_freebsd::system::toml::SystemFile;
-use fruix_freebsd::system::{base, canon, closure, rootfs, table};
-use fruix_freebsd::tree::{Entry, Node, Tree};
+use fruix_freebsd::system::{base, canon, closure, rootfs, sets, table};
+use fruix_freebsd::tree::{Content, Entry, Node, Tree};
 
 const BASE: &str = r#"host-name = "test"
 [base]
@@ -81,6 +82,7 @@ name = "web"
 path = "/jails/web"
 [services.fruixd]
 program = "fruixd"
+client = "fruix"
 build-users = 2
 [loader]
 "kern.hz" = 100
@@ -125,7 +127,8 @@ fn item(name: &str) -> StorePath {
 fn derivations_have_the_paths_that_follow_from_them_and_do_not_know_where_files_were() {
     let dir = StoreDir::new("/frx/store");
     let system = full();
-    let sources = Sources { tree: Some(item("freebsd-tree")), fruixd: Some(item("fruixd")), ..Sources::default() };
+    let sources =
+        Sources { tree: Some(item("freebsd-tree")), fruixd: Some(item("fruixd")), client: Some(item("fruix")), ..Sources::default() };
     let planned = plan(&system, &sources, &dir, PLATFORM).unwrap();
     let mut known: BTreeMap<StorePath, Hash> = BTreeMap::new();
     for text in planned.texts.iter().filter(|text| text.name.ends_with(".drv")) {
@@ -135,6 +138,12 @@ fn derivations_have_the_paths_that_follow_from_them_and_do_not_know_where_files_
         let hash = fruix_drv::hash_derivation_modulo(&dir, &drv, &mut input).unwrap();
         known.insert(text.path.clone(), hash);
         assert_eq!(text.references, drv.references());
+        // A builder that makes something else is another builder.
+        let builder = drv.builder.to_string();
+        assert_eq!(
+            drv.env.iter().find(|(name, _)| *name == VERSION).map(|(_, value)| value.to_string()),
+            Some(version(&builder).unwrap().to_string())
+        );
     }
     let mut elsewhere = system.clone();
     elsewhere.base.path = Some("/another/place".into());
@@ -316,6 +325,9 @@ fn a_small_base_becomes_a_root() {
     assert_eq!(link("etc/rc"), "/run/current-system/etc/rc");
     assert_eq!(link("etc/termcap"), "../usr/share/misc/termcap");
     assert_eq!(link("boot/kernel/kernel"), "/run/current-system/boot/kernel/kernel");
+    assert_eq!(link("usr/local/sbin/fruixd"), "/run/current-system/usr/local/sbin/fruixd");
+    assert_eq!(link("usr/local/bin/fruix"), "/run/current-system/usr/local/bin/fruix");
+    assert_eq!(kept("usr/local/bin/fruix"), Some(Node::Symlink(b"fruix".to_vec())));
     assert_eq!(mode("run/privileged/usr/bin/su"), (0o4555, 0, 0));
     assert_eq!(mode("etc/master.passwd"), (0o600, 0, 0));
     assert_eq!(mode("etc/secret"), (0o600, 1001, 0));
@@ -323,6 +335,88 @@ fn a_small_base_becomes_a_root() {
     assert_eq!(mode("home/anna/.ssh/authorized_keys"), (0o600, 1001, 1001));
     for regular in ["etc/login.conf", "boot/loader", "etc/spwd.db", "frx/var/db/db.sqlite", "var/db/x"] {
         assert!(matches!(root.get(regular).unwrap().node, Node::File(_)), "{regular}");
+    }
+}
+
+/// A small set, as a release's `tar -cJf base.txz @METALOG` makes it, gives the files, owners and modes of the tree that it was made of. Its hard links
+/// become symbolic ones, which lead to the same file.
+#[test]
+fn a_set_is_the_tree_that_it_was_made_of() {
+    let directory = tempfile::tempdir().unwrap();
+    let stage = directory.path().join("stage");
+    for (path, text) in [("usr/bin/su", "su"), ("usr/bin/vi", "vi"), ("rescue/cat", "crunched")] {
+        std::fs::create_dir_all(stage.join(path).parent().unwrap()).unwrap();
+        std::fs::write(stage.join(path), text).unwrap();
+    }
+    std::os::unix::fs::symlink("bin/su", stage.join("usr/su")).unwrap();
+    let metalog = "#mtree 2.0\n./usr type=dir uid=0 gid=0 mode=0755\n./usr/bin type=dir uid=0 gid=0 mode=0751\n\
+                   ./usr/bin/su type=file uid=0 gid=5 mode=04555\n./rescue type=dir uid=7 gid=8 mode=0700\n";
+    std::fs::write(stage.join("METALOG"), metalog).unwrap();
+    let expected = base::read(&stage, "METALOG").unwrap();
+
+    let tar_file = |compressed: bool| {
+        let mut tar = tar::Builder::new(Vec::new());
+        let mut put = |kind: tar::EntryType, name: &str, (mode, uid, gid): (u32, u64, u64), link: &str, text: &[u8]| {
+            let mut header = tar::Header::new_gnu();
+            header.set_entry_type(kind);
+            header.set_mode(mode);
+            header.set_uid(uid);
+            header.set_gid(gid);
+            header.set_mtime(1_700_000_000);
+            header.set_size(text.len() as u64);
+            if link.is_empty() {
+                tar.append_data(&mut header, name, text).unwrap();
+            } else {
+                tar.append_link(&mut header, name, link).unwrap();
+            }
+        };
+        use tar::EntryType::{Directory, Link, Regular, Symlink};
+        put(Directory, "./", (0o755, 0, 0), "", b"");
+        put(Directory, "./usr/", (0o755, 0, 0), "", b"");
+        put(Directory, "./usr/bin/", (0o751, 0, 0), "", b"");
+        put(Regular, "./usr/bin/su", (0o4555, 0, 5), "", b"su");
+        put(Regular, "./usr/bin/vi", (0o644, 0, 0), "", b"vi");
+        put(Link, "./usr/bin/ex", (0o644, 0, 0), "./usr/bin/vi", b"");
+        put(Link, "./usr/ex", (0o644, 0, 0), "./usr/bin/vi", b"");
+        put(Symlink, "./usr/su", (0o755, 0, 0), "bin/su", b"");
+        put(Directory, "./rescue/", (0o700, 7, 8), "", b"");
+        put(Regular, "./rescue/cat", (0o644, 0, 0), "", b"crunched");
+        let plain = tar.into_inner().unwrap();
+        let path = directory.path().join(if compressed { "base.txz" } else { "base.tar" });
+        if compressed {
+            let mut xz = lzma_rust2::XzWriter::new(Vec::new(), lzma_rust2::XzOptions::with_preset(1)).unwrap();
+            xz.write_all(&plain).unwrap();
+            std::fs::write(&path, xz.finish().unwrap()).unwrap();
+        } else {
+            std::fs::write(&path, plain).unwrap();
+        }
+        path
+    };
+    let read = |tree: &Tree| -> BTreeMap<String, String> {
+        let shown = tree.iter().map(|(path, entry)| {
+            let content = match &entry.node {
+                Node::File(file) => match &file.content {
+                    Content::Host(path) => std::fs::read_to_string(path).unwrap(),
+                    Content::Bytes(bytes) => String::from_utf8(bytes.to_vec()).unwrap(),
+                },
+                Node::Symlink(target) => format!("-> {}", String::from_utf8_lossy(target)),
+                other => other.kind().to_string(),
+            };
+            (String::from_utf8_lossy(path).into_owned(), format!("{:o} {}:{} {content}", entry.mode, entry.uid, entry.gid))
+        });
+        shown.collect()
+    };
+    let expected = read(&expected);
+    for compressed in [false, true] {
+        let archive = tar_file(compressed);
+        let mut found = read(&sets::unpack(&archive, &directory.path().join(format!("unpacked-{compressed}"))).unwrap());
+        assert!(found.remove("usr/bin/ex").unwrap().ends_with("-> vi"));
+        assert!(found.remove("usr/ex").unwrap().ends_with("-> bin/vi"));
+        assert_eq!(found, expected);
+        // Half an archive is none.
+        let bytes = std::fs::read(&archive).unwrap();
+        std::fs::write(&archive, &bytes[..bytes.len() / 2]).unwrap();
+        sets::unpack(&archive, &directory.path().join(format!("half-{compressed}"))).unwrap_err();
     }
 }
 

@@ -16,12 +16,15 @@ use super::{BuiltinError, BuiltinInput, say};
 
 /// Makes the image: a file.
 pub fn image(input: &BuiltinInput, log: &mut dyn Write) -> Result<(), BuiltinError> {
+    input.check_version("builtin:freebsd-image")?;
     let settings: Image = input.description("configuration")?;
     let manifest = input.store_file("rootfs")?.join(ROOT_MANIFEST);
     let out = input.out()?.target();
     let root = fs::File::open(&manifest).map_err(BuiltinError::io("opening", &manifest))?;
     let options = ManifestOptions { name: &manifest.to_string_lossy(), root: None, owners: &Owners::default(), time: Time::seconds(1) };
     let root = Tree::read_manifest(BufReader::new(root), &options).map_err(|error| input.system_error(error.to_string()))?;
+    // Whoever sends a derivation may have written it.
+    root.confine(Path::new(&input.store_dir)).map_err(|error| input.system_error(error.to_string()))?;
     let seed = seed(input, &manifest)?;
     let plan = plan(&settings, root, seed.as_bytes()).map_err(|reason| input.system_error(reason))?;
     let tell = |error: fruix_freebsd::image::ImageError| input.system_error(error.to_string());

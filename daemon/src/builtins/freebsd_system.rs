@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use fruix_drv::{StoreDir, StorePath};
 use fruix_freebsd::system::closure::{self, Closure};
+use fruix_freebsd::system::derivations::{VERSION, version};
 use fruix_freebsd::system::model::OperatingSystem;
 use fruix_freebsd::system::{base, canon, fields::PartType, packages::Cut, rootfs, sets};
 use fruix_freebsd::tree::Tree;
@@ -30,6 +31,18 @@ impl BuiltinInput {
     /// A variable that must be there.
     pub(super) fn required(&self, name: &str) -> Result<&str, BuiltinError> {
         self.get(name).ok_or_else(|| self.system_error(format!("the variable `{name}' is missing")))
+    }
+
+    /// Refuses a derivation for another version of `builder` than this one.
+    pub(super) fn check_version(&self, builder: &str) -> Result<(), BuiltinError> {
+        let wanted = self.required(VERSION)?;
+        match version(builder) {
+            Some(own) if own.to_string() == wanted => Ok(()),
+            own => Err(self.system_error(format!(
+                "it is for version {wanted} of {builder}, and this fruixd has version {}: use a fruix and a fruixd of one release",
+                own.unwrap_or_default()
+            ))),
+        }
     }
 
     /// A variable with a file of the store.
@@ -58,6 +71,7 @@ impl BuiltinInput {
 
 /// Cuts a tree of files, or what archives hold, into packages.
 pub fn base(input: &BuiltinInput, log: &mut dyn Write) -> Result<(), BuiltinError> {
+    input.check_version("builtin:freebsd-base")?;
     let cut: Cut = input.description("cut")?;
     let tell = |error: fruix_freebsd::tree::TreeError| input.system_error(error.to_string());
     let hash =
@@ -123,6 +137,7 @@ fn composed(input: &BuiltinInput, system: &OperatingSystem, path: &str) -> Resul
 
 /// Makes the closure of a system.
 pub fn system(input: &BuiltinInput, log: &mut dyn Write) -> Result<(), BuiltinError> {
+    input.check_version("builtin:freebsd-system")?;
     let system: OperatingSystem = input.description("configuration")?;
     let out = input.out()?;
     let closure = composed(input, &system, &out.path)?;
@@ -167,6 +182,7 @@ pub fn state_directory(store: &str) -> String {
 
 /// Makes the manifest of a root file system, and the database of its store.
 pub fn rootfs(input: &BuiltinInput, log: &mut dyn Write) -> Result<(), BuiltinError> {
+    input.check_version("builtin:freebsd-rootfs")?;
     let system: OperatingSystem = input.description("configuration")?;
     let path = input.required("closure")?;
     let closure = composed(input, &system, path)?;

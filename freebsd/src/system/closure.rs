@@ -9,7 +9,7 @@
 //! parameters.scm           the description itself
 //! profile/                 links to the base's programs, libraries and data, as below /
 //! shepherd/                init.scm, and pid1, for the init modes that have the Shepherd
-//! usr/local/etc/rc.d/      rc(8) scripts
+//! usr/local/               rc(8) scripts, and links to programs that are not the base's
 //! ```
 
 use std::collections::BTreeMap;
@@ -126,6 +126,12 @@ pub fn compose(ingredients: &Ingredients<'_>) -> Result<Closure, String> {
             continue;
         };
         tree.insert(to, Entry::symlink(target)).map_err(tell)?;
+    }
+    if let Some(fruixd) = &system.services.fruixd {
+        let programs = [("sbin/fruixd", Some(&fruixd.program)), ("bin/fruix", fruixd.client.as_ref())];
+        for (name, program) in programs.into_iter().filter_map(|(name, program)| Some((name, program?))) {
+            tree.insert(format!("usr/local/{name}"), Entry::symlink(program.as_bytes())).map_err(tell)?;
+        }
     }
     let mut put = |name: String, mode: u16, text: String| tree.replace(name, Entry::file(mode, text.into_bytes())).map_err(tell);
     for (name, text) in etc(ingredients, &base) {

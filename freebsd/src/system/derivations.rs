@@ -23,6 +23,22 @@ use super::packages::{Cut, NAMES, lists};
 /// The platform for which systems are built when nothing is said. The builders are the daemon's own and run anywhere.
 pub const PLATFORM: &str = "x86_64-freebsd";
 
+/// The builders, each with the version of what it makes: a variable [`VERSION`] of its derivations.
+///
+/// A version is raised, and [`super::table`]'s module for Scheme written anew, when the builder makes anything else of the same input: one byte of an
+/// output, a file, a mode. Then all derivations that it builds are others, and nothing made by the older one is taken for what the newer one makes.
+pub const BUILDERS: [(&str, u32); 4] =
+    [("builtin:freebsd-base", 1), ("builtin:freebsd-system", 1), ("builtin:freebsd-rootfs", 1), ("builtin:freebsd-image", 1)];
+
+/// The variable of a derivation with the version of its builder. A builder of another version refuses it.
+pub const VERSION: &str = "builder-version";
+
+/// The version of `builder`, a name of [`BUILDERS`] or of another builder, which has none.
+#[must_use]
+pub fn version(builder: &str) -> Option<u32> {
+    BUILDERS.iter().find(|(name, _)| *name == builder).map(|(_, version)| *version)
+}
+
 /// The store paths of the local files that a description names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sources {
@@ -183,7 +199,11 @@ impl Planner<'_> {
             platform: self.platform.into(),
             builder: builder.into(),
             args: Vec::new(),
-            env: env.into_iter().map(|(name, value)| (name.into(), value.into())).collect(),
+            env: env
+                .into_iter()
+                .chain(version(builder).map(|version| (VERSION, version.to_string())))
+                .map(|(name, value)| (name.into(), value.into()))
+                .collect(),
         };
         let hashes: BTreeMap<&StorePath, &Hash> = drvs.iter().map(|(drv, _)| (&drv.path, &drv.modulo)).collect();
         let mut input = |path: &StorePath| -> Result<Hash, String> {

@@ -126,9 +126,9 @@ pub fn compose(ingredients: Ingredients<'_>) -> Result<Tree, String> {
         }
     }
 
-    // What the closure has for /etc, /boot and rc(8).
+    // What the closure has for /etc, /boot and /usr/local.
     for (name, entry) in closure.tree.iter() {
-        if !(name.starts_with(b"etc/") || name.starts_with(b"boot/") || name.starts_with(b"usr/local/etc/rc.d/")) {
+        if !(name.starts_with(b"etc/") || name.starts_with(b"boot/") || name.starts_with(b"usr/local/")) {
             continue;
         }
         let of_base = closure.base.get(name);
@@ -141,6 +141,8 @@ pub fn compose(ingredients: Ingredients<'_>) -> Result<Tree, String> {
             (Node::File(_), Some((_, mode))) => plain(Entry { mode: *mode, ..entry.clone() }),
             // What was made counts, and not what the base has of that name.
             (Node::File(_), None) => link(),
+            // To programs of their own, which change with the system.
+            (Node::Symlink(_), _) if name.starts_with(b"usr/local/") => link(),
             (Node::Symlink(target), _) => match of_base {
                 // The first loader of a BIOS follows no links.
                 Some(base)

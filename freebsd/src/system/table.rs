@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use super::canon::{push_data, push_string};
+use super::derivations::{BUILDERS, VERSION};
 use super::fields::{Check, Field, Missing, Part, Shape, default_of};
 use super::packages::{self, Cut};
 use super::{fields::PartType, model::OperatingSystem};
@@ -26,7 +27,7 @@ fn all() -> Vec<&'static Part> {
     found
 }
 
-/// The module `(fruix system freebsd table)`: `%parts`, one `(NAME (FIELD SHAPE DEFAULT CHECK) ...)` each, and `%packages`.
+/// The module `(fruix system freebsd table)`: `%parts`, one `(NAME (FIELD SHAPE DEFAULT CHECK) ...)` each, `%packages`, and the builders' versions.
 ///
 /// A shape is `text`, `flag`, `number`, `texts`, `pairs`, `(part NAME)` or `(parts NAME)`; a default is `required`, `part` (all of whose fields are
 /// missing), or `(is VALUE)`; a check is `#f`, `(one-of WORD ...)` or `(range LOW HIGH)`.
@@ -34,7 +35,7 @@ fn all() -> Vec<&'static Part> {
 pub fn scheme() -> String {
     let mut out = String::from(
         ";; Written by `cargo test -p fruix-freebsd' from the table of fields (freebsd/src/system): change it there.\n\
-         (define-module (fruix system freebsd table)\n  #:export (%parts %packages))\n\n(define %parts\n  '(",
+         (define-module (fruix system freebsd table)\n  #:export (%parts %packages %builders %builder-version))\n\n(define %parts\n  '(",
     );
     let mut inner = all();
     parts(Cut::PART, &mut inner);
@@ -87,7 +88,12 @@ pub fn scheme() -> String {
         out.push_str(")\n    ");
     }
     out.truncate(out.trim_end().len());
-    out.push_str("))\n");
+    out.push_str("))\n\n;; Each builder with the version of what it makes, and the variable that has it.\n(define %builders\n  '(");
+    for (name, version) in BUILDERS {
+        let _ = write!(out, "(\"{name}\" . \"{version}\")\n    ");
+    }
+    out.truncate(out.trim_end().len());
+    let _ = writeln!(out, "))\n\n(define %builder-version {VERSION:?})");
     out
 }
 

@@ -187,6 +187,10 @@
 
 (define %platform "x86_64-freebsd")
 
+;; The variable with the version of BUILDER.
+(define (builder-version builder)
+  `((,%builder-version . ,(assoc-ref %builders builder))))
+
 (define (add-text store name text references)
   (add-text-to-store store name text references))
 
@@ -231,7 +235,7 @@
                 #:outputs (map first %packages)
                 #:sources (cons cut sources)
                 #:inputs (map derivation-input inputs)
-                #:env-vars `(("cut" . ,cut) ,@env)))
+                #:env-vars `(("cut" . ,cut) ,@env ,@(builder-version "builtin:freebsd-base"))))
   (match (field-value base 'kind)
     ("local-tree"
      (let ((tree (add-local store "freebsd-tree"
@@ -295,7 +299,7 @@
                 #:system platform
                 #:inputs (list (derivation-input base names))
                 #:sources (cons description local)
-                #:env-vars common))
+                #:env-vars `(,@common ,@(builder-version "builtin:freebsd-system"))))
   (define closure-path (derivation->output-path closure))
   (define rootfs
     (derivation store (named "rootfs") "builtin:freebsd-rootfs" '()
@@ -304,7 +308,8 @@
                 #:sources (cons description local)
                 #:env-vars `(,@common
                              ("closure" . ,closure-path)
-                             ("exportReferencesGraph" . ,(string-append "graph " closure-path)))))
+                             ("exportReferencesGraph" . ,(string-append "graph " closure-path))
+                             ,@(builder-version "builtin:freebsd-rootfs"))))
   (define image-part (field-value system 'image))
   (define settings
     (add-text store "freebsd-image.scm" (canonical-text image-part) '()))
@@ -315,7 +320,8 @@
                 #:inputs (list (derivation-input rootfs))
                 #:sources (list settings)
                 #:env-vars `(("configuration" . ,settings)
-                             ("rootfs" . ,(derivation->output-path rootfs)))))
+                             ("rootfs" . ,(derivation->output-path rootfs))
+                             ,@(builder-version "builtin:freebsd-image"))))
   `((packages . ,base) (closure . ,closure) (rootfs . ,rootfs) (image . ,image)))
 
 

@@ -1,6 +1,6 @@
 ;; Written by `cargo test -p fruix-freebsd' from the table of fields (freebsd/src/system): change it there.
 (define-module (fruix system freebsd table)
-  #:export (%parts %packages))
+  #:export (%parts %packages %builders %builder-version))
 
 (define %parts
   '((operating-system
@@ -259,3 +259,12 @@
      "usr/share/**")
     ("runtime"
      "**")))
+
+;; Each builder with the version of what it makes, and the variable that has it.
+(define %builders
+  '(("builtin:freebsd-base" . "1")
+    ("builtin:freebsd-system" . "1")
+    ("builtin:freebsd-rootfs" . "1")
+    ("builtin:freebsd-image" . "1")))
+
+(define %builder-version "builder-version")
