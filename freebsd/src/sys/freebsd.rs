@@ -568,15 +568,13 @@ pub fn close_all_but(kept: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
-/// Asks the kernel something of unknown length; `None` where the process is gone or not to be asked about.
-fn sysctl_bytes(request: &[c_int]) -> io::Result<Option<Vec<u8>>> {
+/// Asks the kernel something of unknown length, at most `limit` bytes; `None` where the process is gone or not to be asked about.
+fn sysctl_bytes(request: &[c_int], limit: usize) -> io::Result<Option<Vec<u8>>> {
     /// More than any record; with less than that to spare, something may have been left out.
     const SPARE: usize = 8192;
-    /// More than this is no answer.
-    const LIMIT: usize = 256 << 20;
     let count = libc::c_uint::try_from(request.len()).map_err(io::Error::other)?;
     let mut room = 64 << 10;
-    while room <= LIMIT {
+    while room <= limit {
         let mut size = room;
         let mut answer = vec![0_u8; room];
         // SAFETY: request and answer live through the call and are as long as they say.
@@ -605,7 +603,11 @@ fn sysctl_bytes(request: &[c_int]) -> io::Result<Option<Vec<u8>>> {
 /// # Errors
 /// The kernel refuses to list processes.
 pub fn for_each_process(mut each: impl FnMut(&[u8])) -> io::Result<()> {
-    let list = sysctl_bytes(&[libc::CTL_KERN, libc::KERN_PROC, libc::KERN_PROC_PROC, 0])?.unwrap_or_default();
+    /// More than this is no answer.
+    const LIMIT: usize = 256 << 20;
+    /// More than the kernel reads of an environment, which is twice `PATH_MAX + ARG_MAX` (`get_ps_strings` of `sys/kern/kern_proc.c`).
+    const ENVIRONMENT: usize = 4 << 20;
+    let list = sysctl_bytes(&[libc::CTL_KERN, libc::KERN_PROC, libc::KERN_PROC_PROC, 0], LIMIT)?.unwrap_or_default();
     let size = size_of::<libc::kinfo_proc>();
     if list.len() < size {
         return Err(io::ErrorKind::NotFound.into());
@@ -614,8 +616,13 @@ pub fn for_each_process(mut each: impl FnMut(&[u8])) -> io::Result<()> {
         let start = std::mem::offset_of!(libc::kinfo_proc, ki_pid);
         let Some(pid) = record.get(start..start + 4).and_then(|bytes| bytes.try_into().ok()).map(i32::from_ne_bytes) else { continue };
         for what in [libc::KERN_PROC_PATHNAME, libc::KERN_PROC_FILEDESC, libc::KERN_PROC_VMMAP, libc::KERN_PROC_ENV, libc::KERN_PROC_CWD] {
-            if let Some(bytes) = sysctl_bytes(&[libc::CTL_KERN, libc::KERN_PROC, what, pid])? {
-                each(&bytes);
+            let environment = what == libc::KERN_PROC_ENV;
+            match sysctl_bytes(&[libc::CTL_KERN, libc::KERN_PROC, what, pid], if environment { ENVIRONMENT } else { LIMIT }) {
+                Ok(Some(bytes)) => each(&bytes),
+                Ok(None) => {}
+                // It is in the process's own memory. One that ends has none any more, and one that wrote over it must not stop collections.
+                Err(error) if environment && matches!(error.raw_os_error(), Some(libc::ENOMEM | libc::ENOEXEC | libc::EFAULT)) => {}
+                Err(error) => return Err(error),
             }
         }
     }
