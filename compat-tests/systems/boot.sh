@@ -19,15 +19,7 @@ keep=""
 [ "${1:-}" != --keep ] || keep=yes
 
 "$checkout/build-aux/install-packages" qemu-system-x86 ovmf grub-efi-amd64-bin grub-common
-export PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
-if [ -z "${FRUIX_SYSTEMS_NO_BUILD:-}" ]; then
-  "$checkout/build-aux/provision" fruixd
-  # As build-fruixd built the daemon, so that only linking is left.
-  release=$(dirname "$(readlink -f "$checkout/target/fruixd")")
-  cargo build --quiet --locked --release --manifest-path "$checkout/Cargo.toml" --target "$(basename "$(dirname "$release")")" \
-    --target-dir "${release%/*/release}" -p fruixd --bin fruix
-  FRUIX=${FRUIX:-$release/fruix}
-fi
+[ -n "${FRUIX_SYSTEMS_NO_BUILD:-}" ] || "$checkout/build-aux/provision" fruixd
 guix=${FRUIX_CACHE:-/var/cache/fruix}/roots/guix-1.5.0
 [ -d "$guix" ] || guix=""
 
@@ -41,7 +33,7 @@ clean_up() {
 trap clean_up EXIT
 mkdir "$work/bin" "$work/one" "$work/two"
 install "$(readlink -f "${FRUIXD:-$checkout/target/fruixd}")" "$work/bin/fruixd"
-install "${FRUIX:-${CARGO_TARGET_DIR:-$checkout/target}/release/fruix}" "$work/bin/fruix"
+install "$(readlink -f "${FRUIX:-$checkout/target/fruix}")" "$work/bin/fruix"
 
 # A base of the right shapes.
 base=$work/base

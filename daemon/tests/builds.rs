@@ -7,6 +7,10 @@
 #![cfg(any(target_os = "linux", target_os = "freebsd"))]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+#[cfg(target_os = "linux")]
+#[path = "linux/namespace.rs"]
+mod namespace;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::convert::Infallible;
 use std::fmt::Write as _;
@@ -38,18 +42,16 @@ const GROUP: &str = "fruixtest";
 mod host {
     use super::*;
 
-    const INSIDE: &str = "FRUIX_BUILDS_GID";
     /// The base system, as builders see it. Compilers and the like are below /etc/alternatives.
     pub(super) const BASE: [&str; 5] = ["/bin=/usr/bin", "/lib=/usr/lib", "/lib64=/usr/lib64", "/usr", "/etc/alternatives"];
 
     fn first_user() -> u32 {
-        std::env::var(INSIDE).unwrap().parse::<u32>().unwrap() + 1
+        namespace::first_id().unwrap() + 1
     }
 
     /// Runs `test` in a mount namespace of its own, as a process of its own.
     pub(super) fn alone(name: &str, test: impl FnOnce()) {
-        if std::env::var_os(INSIDE).is_some() {
-            let gid = first_user() - 1;
+        namespace::alone(name, 200_000_000, |gid| {
             let users = (1..=USERS).map(|n| (format!("{GROUP}{n}"), gid + n)).collect::<Vec<_>>();
             let names = users.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(",");
             mount_tmpfs("size=512m");
@@ -59,20 +61,8 @@ mod host {
                 fs::write(&ours, fs::read_to_string(&theirs).unwrap() + &text).unwrap();
                 run(Command::new("mount").arg("--bind").args([&ours, &theirs]));
             }
-            return test();
-        }
-        if !nix::unistd::geteuid().is_root() {
-            eprintln!("{name}: skipped, since it takes root");
-            return;
-        }
-        let status = Command::new("unshare")
-            .args(["--mount", "--propagation", "private", "--"])
-            .arg(std::env::current_exe().unwrap())
-            .args(["--exact", name, "--nocapture"])
-            .env(INSIDE, (200_000_000 + std::process::id() * 16).to_string())
-            .status()
-            .unwrap();
-        assert!(status.success(), "{name}: {status}");
+            test();
+        });
     }
 
     pub(super) fn mount_tmpfs(options: &str) {

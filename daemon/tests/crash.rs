@@ -6,6 +6,9 @@
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+#[path = "linux/namespace.rs"]
+mod namespace;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::Read as _;
@@ -35,31 +38,14 @@ const USERS: u32 = 4;
 const AT_ONCE: Duration = Duration::from_secs(10);
 /// How long what a dead daemon started may take to die.
 const SOON: Duration = Duration::from_secs(10);
-/// The number of the build users' group, by which a test knows that it is inside. Those of the users follow, and then that of a client. They are
-/// no other test's that runs at the same time, or these would kill each other's builders.
-const INSIDE: &str = "FRUIXD_CRASH_GID";
 const KEEP: &str = "FRUIXD_CRASH_KEEP";
 
 // ---- a world of its own -------------------------------------------------------------------------------------------------------------------
 
-/// Runs `test` in a mount namespace of its own, as a process of its own.
+/// Runs `test` in a mount namespace of its own, as a process of its own. The first of its ids is that of the build users' group; those of the users
+/// follow, and then that of a client. They are no other test's that runs at the same time, or these would kill each other's builders.
 fn alone(name: &str, test: impl FnOnce(&World)) {
-    if let Ok(gid) = std::env::var(INSIDE) {
-        test(&World::new(gid.parse().unwrap()));
-        return;
-    }
-    if !nix::unistd::geteuid().is_root() {
-        eprintln!("{name}: skipped, since it takes root");
-        return;
-    }
-    let status = Command::new("unshare")
-        .args(["--mount", "--propagation", "private", "--"])
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", name, "--nocapture"])
-        .env(INSIDE, (100_000_000 + std::process::id() * 16).to_string())
-        .status()
-        .unwrap();
-    assert!(status.success(), "{name}: {status}");
+    namespace::alone(name, 100_000_000, |gid| test(&World::new(gid)));
 }
 
 fn run(command: &mut Command) {

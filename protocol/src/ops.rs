@@ -704,6 +704,27 @@ operations! {
     81 SubstituteURLs substitute_urls since 0x164 {} Plain -> List<ShortString>;
 }
 
+impl Default for SetOptions {
+    /// What changes nothing: every flag off, every number the daemon's, no settings.
+    fn default() -> Self {
+        SetOptions {
+            keep_failed: false,
+            keep_going: false,
+            fallback: false,
+            verbosity: 0,
+            max_build_jobs: None,
+            max_silent_time: None,
+            use_build_hook: false,
+            build_verbosity: 0,
+            log_type: 0,
+            print_build_trace: false,
+            build_cores: None,
+            use_substitutes: false,
+            settings: Vec::new(),
+        }
+    }
+}
+
 impl AddToStore {
     /// Whether the archive is hashed as a whole, and by which algorithm's name, the obsolete flag considered.
     pub fn method(&self) -> (bool, &[u8]) {

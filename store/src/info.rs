@@ -31,11 +31,6 @@ pub(crate) type Paths = BTreeSet<StorePath>;
 /// The outputs of a derivation, by name.
 pub(crate) type Outputs = BTreeMap<String, StorePath>;
 
-/// A value of its own, of one that may be remembered.
-fn owned<T: Clone>(answer: Arc<T>) -> T {
-    Arc::unwrap_or_clone(answer)
-}
-
 impl Store {
     /// Reads a path as the database has it.
     pub(crate) fn parse_row(&self, path: &str) -> Result<StorePath> {
@@ -151,7 +146,7 @@ impl Store {
     /// [`Error::Database`], [`Error::CorruptRow`].
     pub fn query_path_info(&self, path: &StorePath) -> Result<Option<PathInfo>> {
         let find = || Ok(self.find_path_info(path)?.map(Arc::new));
-        Ok(self.db().memory.recall(|answers| &mut answers.infos, path, find)?.map(owned))
+        Ok(self.db().memory.recall(|answers| &mut answers.infos, path, find)?.map(Arc::unwrap_or_clone))
     }
 
     fn find_path_info(&self, path: &StorePath) -> Result<Option<PathInfo>> {
@@ -223,7 +218,7 @@ impl Store {
         let sql = "select v.path from Refs r join ValidPaths v on r.referrer = v.id \
                    where r.reference = (select id from ValidPaths where path = ?1)";
         let find = || Ok(Arc::new(self.paths("querying referrers", sql, &self.print(path))?));
-        self.db().memory.recall(|answers| &mut answers.referrers, path, find).map(owned)
+        self.db().memory.recall(|answers| &mut answers.referrers, path, find).map(Arc::unwrap_or_clone)
     }
 
     /// The derivation by which the valid path `path` was built, if known.
@@ -249,7 +244,7 @@ impl Store {
     /// [`Error::NotValid`], [`Error::Database`].
     pub fn derivation_outputs(&self, drv: &StorePath) -> Result<BTreeMap<String, StorePath>> {
         let find = || Ok(Arc::new(self.find_derivation_outputs(drv)?));
-        self.db().memory.recall(|answers| &mut answers.outputs, drv, find).map(owned)
+        self.db().memory.recall(|answers| &mut answers.outputs, drv, find).map(Arc::unwrap_or_clone)
     }
 
     fn find_derivation_outputs(&self, drv: &StorePath) -> Result<Outputs> {

@@ -240,17 +240,10 @@ fn run(command: Command) -> Result<(), Failure> {
                 let options = ops::SetOptions {
                     keep_failed,
                     keep_going,
-                    fallback: false,
-                    verbosity: 0,
-                    max_build_jobs: None,
-                    max_silent_time: None,
-                    use_build_hook: false,
                     build_verbosity: if quiet { 7 } else { 0 },
-                    log_type: 0,
-                    print_build_trace: false,
-                    build_cores: None,
                     use_substitutes: !no_substitutes,
                     settings: settings.map(|(name, value)| (name.into(), value.to_string().into())).collect(),
+                    ..ops::SetOptions::default()
                 };
                 client.set_options(options).await?;
                 let mut drvs = Vec::new();

@@ -62,21 +62,11 @@ impl Daemon {
 /// Options as most clients set them.
 pub(crate) fn options() -> SetOptions {
     SetOptions {
-        keep_failed: false,
-        keep_going: false,
-        fallback: false,
-        verbosity: 0,
-        max_build_jobs: None,
-        max_silent_time: None,
-        use_build_hook: false,
-        build_verbosity: 0,
-        log_type: 0,
         print_build_trace: true,
-        build_cores: None,
-        use_substitutes: false,
         settings: [("build-max-jobs", "8"), ("build-cores", "1"), ("multiplexed-build-output", "true")]
             .map(|(name, value)| (name.into(), value.into()))
             .to_vec(),
+        ..SetOptions::default()
     }
 }
 

@@ -236,21 +236,7 @@ async fn add_texts(client: &mut Connection, texts: &[Text]) -> Result<(), Failur
 }
 
 fn options(quiet: bool) -> ops::SetOptions {
-    ops::SetOptions {
-        keep_failed: false,
-        keep_going: false,
-        fallback: false,
-        verbosity: 0,
-        max_build_jobs: None,
-        max_silent_time: None,
-        use_build_hook: false,
-        build_verbosity: if quiet { 7 } else { 0 },
-        log_type: 0,
-        print_build_trace: false,
-        build_cores: None,
-        use_substitutes: true,
-        settings: Vec::new(),
-    }
+    ops::SetOptions { build_verbosity: if quiet { 7 } else { 0 }, use_substitutes: true, ..ops::SetOptions::default() }
 }
 
 /// Runs `fruix system`.
