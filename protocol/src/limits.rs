@@ -53,7 +53,7 @@ pub const READ_AHEAD: usize = 16 * 1024;
 /// Bytes kept between the socket and the reader of a streamed body.
 pub const BODY_BUFFER: usize = 256 * 1024;
 /// What an idle session keeps of its buffers.
-pub const IDLE_BUFFER: usize = 1024;
+pub const IDLE_BUFFER: usize = 4 * 1024;
 /// Log bytes that wait for a client that does not read. What comes beyond is dropped, and its lines are counted.
 pub const LOG_BACKLOG: usize = 1024 * 1024;
 /// Bytes of one `STDERR_WRITE` or `STDERR_READ` frame.

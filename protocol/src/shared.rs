@@ -295,7 +295,7 @@ impl Shared {
     /// Whether an answer may wait for the next one, since the client has already sent what follows.
     pub(crate) fn may_wait(&self) -> bool {
         let state = self.lock();
-        state.input.len() > 0 && state.output.len() < limits::IDLE_BUFFER * 16
+        state.input.len() > 0 && state.output.len() < limits::IDLE_BUFFER * 4
     }
 
     /// Reads from the client into the buffer: how much, 0 at the end. Pending also when the buffer is full.

@@ -103,6 +103,9 @@ impl Store {
         if !roots.try_add_all(std::slice::from_ref(&path))? {
             return Ok(None);
         }
+        if self.db().memory.remembered(|answers| &mut answers.valid, &path) == Some(true) {
+            return Ok(Some(path));
+        }
         let place = self.place(&path);
         // What is not there is not valid, and the database need not be asked: after each change it would read itself anew.
         if exists_at(place.dir, &place.name).unwrap_or(true) {

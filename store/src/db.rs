@@ -70,7 +70,7 @@ const EXTRA_COLUMNS: [(&str, &str); 3] = [("ultimate", "integer"), ("sigs", "tex
 const IDLE_READERS: usize = 16;
 
 /// KiB of pages that each connection keeps. Only those that are in use fill theirs, the idle one that was used last first.
-const CACHE: i64 = 6 * 1024;
+const CACHE: i64 = 16 * 1024;
 
 /// How long SQLite itself waits for another process that is writing. Whoever can wait longer asks again.
 const BUSY: Duration = Duration::from_millis(20);

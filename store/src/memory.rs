@@ -3,10 +3,11 @@
 //! A query of a row or two is a read transaction, which takes longer than to find the answer in memory. Whoever commits to a database in WAL mode,
 //! in whatever process, writes a new header into its `-shm` file, with a counter that goes up (SQLite's "WAL-mode file format", section 2.1, the
 //! WAL-index header: two copies of 48 bytes). An answer that was found while this was the same before and after is the right one until it is
-//! another.
+//! another. Over a commit of our own all answers are kept but those that it changes ([`Memory::carry`]).
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock, Mutex, OnceLock};
@@ -24,10 +25,14 @@ const HEADER: usize = 48;
 /// Where it says whether it is in use.
 const INITIALISED: usize = 12;
 
+/// Where it counts the commits, in the machine's own order of bytes (`WalIndexHdr.iChange` of SQLite's `wal.c`).
+const COMMITS: Range<usize> = 8..12;
+
 /// Answers that are remembered, counted with the paths in them: some 8 MiB. Then all are forgotten.
 const LIMIT: usize = 64 * 1024;
 
-type Header = [u8; HEADER];
+/// A state of the database.
+pub(crate) type Header = [u8; HEADER];
 
 /// The `-shm` files that this process has opened. They stay open: closing one would lose the locks that SQLite has on it.
 static OPEN: LazyLock<Mutex<HashMap<PathBuf, Arc<File>>>> = LazyLock::new(Mutex::default);
@@ -60,6 +65,9 @@ pub(crate) struct Answers {
     /// The outputs of a derivation.
     pub(crate) outputs: HashMap<StorePath, Arc<Outputs>>,
 }
+
+/// One of the kinds of answers.
+pub(crate) type Slot<T> = fn(&mut Answers) -> &mut HashMap<StorePath, T>;
 
 /// Something that is remembered.
 pub(crate) trait Answer: Clone {
@@ -102,7 +110,7 @@ impl Memory {
     }
 
     /// The header as it is now; `None` when there is none, as before the first query.
-    fn header(&self) -> Option<Header> {
+    pub(crate) fn header(&self) -> Option<Header> {
         let file = match self.file.get() {
             Some(file) => file,
             None => {
@@ -115,21 +123,22 @@ impl Memory {
         (header.get(INITIALISED) == Some(&1)).then_some(header)
     }
 
+    /// What is known about `path` in `slot`, in the state `header`.
+    fn known<T: Answer>(&self, slot: Slot<T>, path: &StorePath, header: &Header) -> Option<T> {
+        let mut state = lock(&self.state);
+        if state.header == *header { slot(&mut state.answers).get(path).cloned() } else { None }
+    }
+
+    /// What is remembered about `path` in `slot`, and still right.
+    pub(crate) fn remembered<T: Answer>(&self, slot: Slot<T>, path: &StorePath) -> Option<T> {
+        self.known(slot, path, &self.header()?)
+    }
+
     /// What `ask` answers about `path`, which is kept in `slot`.
-    pub(crate) fn recall<T: Answer>(
-        &self,
-        slot: fn(&mut Answers) -> &mut HashMap<StorePath, T>,
-        path: &StorePath,
-        ask: impl FnOnce() -> Result<T>,
-    ) -> Result<T> {
+    pub(crate) fn recall<T: Answer>(&self, slot: Slot<T>, path: &StorePath, ask: impl FnOnce() -> Result<T>) -> Result<T> {
         let before = self.header();
-        if let Some(header) = &before {
-            let mut state = lock(&self.state);
-            if state.header == *header
-                && let Some(answer) = slot(&mut state.answers).get(path)
-            {
-                return Ok(answer.clone());
-            }
+        if let Some(answer) = before.as_ref().and_then(|header| self.known(slot, path, header)) {
+            return Ok(answer);
         }
         let answer = ask()?;
         if let Some(header) = before
@@ -147,6 +156,42 @@ impl Memory {
         }
         Ok(answer)
     }
+
+    /// Keeps what is remembered over a commit, which this process has just made, and nobody else of it since: `before` is the header while its
+    /// transaction had the database, `change` puts the answers right. If others have committed since, all is forgotten, as after any change.
+    pub(crate) fn carry(&self, before: Option<Header>, change: impl FnOnce(&mut Answers) -> usize) {
+        let Some((before, after)) = before.zip(self.header()) else { return };
+        if after != before && commits(&after) != commits(&before).wrapping_add(1) {
+            return;
+        }
+        let mut state = lock(&self.state);
+        if state.header != before && state.header != after {
+            *state = State { header: after, answers: Answers::default(), size: 0 };
+        }
+        state.header = after;
+        let more = change(&mut state.answers);
+        state.size = state.size.saturating_add(more);
+        if state.size > LIMIT {
+            *state = State { header: after, answers: Answers::default(), size: 0 };
+        }
+    }
+}
+
+impl Answers {
+    /// `info`, or a part of it, has been registered. Returns by how much there is more to remember.
+    pub(crate) fn registered(&mut self, info: &PathInfo) -> usize {
+        self.infos.remove(&info.path);
+        self.referrers.remove(&info.path);
+        self.outputs.remove(&info.path);
+        for reference in &info.references {
+            self.referrers.remove(reference);
+        }
+        usize::from(self.valid.insert(info.path.clone(), true).is_none())
+    }
+}
+
+fn commits(header: &Header) -> u32 {
+    header.get(COMMITS).and_then(|bytes| bytes.try_into().ok()).map_or(0, u32::from_ne_bytes)
 }
 
 fn open(path: &Path) -> Option<Arc<File>> {
@@ -195,6 +240,46 @@ mod tests {
         assert_eq!(test.store.path_info(&a).unwrap().nar_size, 2);
         let again = test.text("b", "y");
         assert!(again == b && test.store.is_valid(&b).unwrap());
+    }
+
+    /// What is registered is remembered, what was known before it too, but for what it changes; somebody else's commit in between is noticed.
+    #[test]
+    fn answers_outlive_our_own_commits() {
+        let test = test_store();
+        let (a, b) = (test.text("a", "x"), test.text("b", "y"));
+        assert!(test.store.referrers(&a).unwrap().is_empty() && test.store.referrers(&b).unwrap().is_empty());
+        let memory = &test.store.db().memory;
+        let remembered = |path| memory.remembered(|answers| &mut answers.valid, path);
+        let roots = test.store.temp_roots();
+        let c = test.store.add_text(&roots, "c", b"z", &[b.clone()].into()).unwrap();
+        assert_eq!([&a, &b, &c].map(remembered), [Some(true); 3]);
+        let referrers = |path| memory.remembered(|answers| &mut answers.referrers, path);
+        assert!(referrers(&a).unwrap().is_empty());
+        assert_eq!(referrers(&b), None);
+        assert_eq!(test.store.referrers(&b).unwrap(), [c.clone()].into());
+        // The same for an item that is registered anew with more references.
+        let info = test.store.path_info(&a).unwrap();
+        test.store.register(&[crate::PathInfo { references: [b.clone()].into(), ..info }]).unwrap();
+        assert_eq!(test.store.path_info(&a).unwrap().references, [b.clone()].into());
+        assert_eq!(test.store.referrers(&b).unwrap(), [a.clone(), c.clone()].into());
+        // Another's commit, and then two, before ours is carried over.
+        let other = Connection::open(test.root.join("state/db/db.sqlite")).unwrap();
+        let change = || other.execute("update ValidPaths set narSize = narSize + 1", []).unwrap();
+        for others in 1..3 {
+            let before = memory.header();
+            test.text(&format!("ours-{others}"), "x");
+            assert_eq!(remembered(&a), Some(true));
+            for _ in 0..others {
+                change();
+            }
+            let mut asked = false;
+            memory.carry(before, |_| {
+                asked = true;
+                0
+            });
+            assert!(!asked && remembered(&a).is_none());
+            assert!(test.store.is_valid(&a).unwrap());
+        }
     }
 
     #[test]

@@ -194,12 +194,19 @@ impl Store {
     fn commit(&self, writer: &mut Writer, batch: &[Arc<Registration>], patience: Patience) -> Result<()> {
         let unsynced = batch.iter().any(|one| one.on_disk == OnDisk::Later);
         let note = unsynced && !writer.unsynced;
+        let memory = &self.db().memory;
+        let mut before = None;
         writer.write("registering valid paths", patience, |db| {
+            // Nobody else commits from here on.
+            before = memory.header();
             if note {
                 self.note_unsynced(db)?;
             }
             batch.iter().try_for_each(|one| self.insert_together(db, &one.infos, &one.parsed))
         })?;
+        // While the connection is ours.
+        let registered = batch.iter().flat_map(|one| &one.infos);
+        memory.carry(before, |answers| registered.map(|info| answers.registered(info)).sum());
         writer.unsynced |= note;
         self.inner.syncer.ring();
         Ok(())
