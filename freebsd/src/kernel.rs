@@ -272,13 +272,22 @@ impl Kernel for Host {
     }
 
     fn wait_for_children(&mut self) -> io::Result<()> {
+        use nix::errno::Errno;
+        use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+
         loop {
             // A process that was just being forked when its jail was removed is not in it any more, and nobody has killed it.
             crate::signal_descendants(libc::SIGKILL)?;
-            match nix::sys::wait::waitpid(None, None) {
-                Ok(_) | Err(nix::errno::Errno::EINTR) => {}
-                Err(nix::errno::Errno::ECHILD) => return Ok(()),
-                Err(errno) => return Err(errno.into()),
+            // Then all that have ended: to look at each of those that are left once for each of them would take long where they are many.
+            let mut flags = None;
+            loop {
+                match waitpid(None, flags) {
+                    Ok(WaitStatus::StillAlive) => break,
+                    Ok(_) => flags = Some(WaitPidFlag::WNOHANG),
+                    Err(Errno::EINTR) => {}
+                    Err(Errno::ECHILD) => return Ok(()),
+                    Err(errno) => return Err(errno.into()),
+                }
             }
         }
     }

@@ -155,6 +155,11 @@ fn run(
     let mut stopping = false;
     loop {
         loop {
+            // Looked at each time: what forks without end always has another orphan to wait for.
+            if !stopping && told_to_stop(socket) {
+                stopping = true;
+                step("killing the child process", "", kill())?;
+            }
             // The builder stays a zombie until its jail is removed: it holds the jail's network stack, whose removal takes the kernel a quarter of a
             // second, in which this process need not wait.
             let found = match waitid(Id::All, WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT) {
@@ -168,10 +173,6 @@ fn run(
                 return Ok(found.1);
             }
             step("waiting for an orphan", "", waitpid(found.0, None))?;
-        }
-        if !stopping && told_to_stop(socket) {
-            stopping = true;
-            step("killing the child process", "", kill())?;
         }
         let mut happened = [KEvent::new(0, EventFilter::EVFILT_READ, EvFlags::empty(), FilterFlag::empty(), 0, 0); 2];
         match events.kevent(&[], &mut happened, None) {

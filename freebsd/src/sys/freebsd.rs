@@ -199,7 +199,7 @@ pub(crate) fn mounts() -> io::Result<Vec<MountPoint>> {
 }
 
 fn mount_point(statfs: &libc::statfs) -> MountPoint {
-    let text = |chars: &[c_char]| -> Vec<u8> { until_nul(&chars.iter().map(|char| char.cast_unsigned()).collect::<Vec<u8>>()).to_vec() };
+    let text = |chars: &[c_char]| -> Vec<u8> { chars.iter().map(|char| char.cast_unsigned()).take_while(|byte| *byte != 0).collect() };
     // SAFETY: `fsid_t` is two 32-bit integers, which the `libc` crate does not let us read.
     let [first, second]: [i32; 2] = unsafe { std::mem::transmute(statfs.f_fsid) };
     MountPoint {
