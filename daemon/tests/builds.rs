@@ -3,7 +3,8 @@
 //!
 //! Needs root. On Linux each test has a mount namespace with users and a tmpfs of its own. On FreeBSD the users `fruixtest1` ... are added and stay, and one test
 //! runs at a time. `FRUIX_TEST_ACCEPT=1` writes the golden file anew, `FRUIX_BINARIES` is where `fruixd` and `fruix` are and `FRUIX_GOLDEN` the
-//! golden file, if not where they were made, `FRUIX_BUILDS` and `FRUIX_KILLS` are how many of these `killed_daemons_leave_nothing` has.
+//! golden file, if not where they were made, `FRUIX_PACKAGES` are sources of packages to build as well, `FRUIX_BUILDS` and `FRUIX_KILLS` are how many
+//! of these `killed_daemons_leave_nothing` has.
 #![cfg(any(target_os = "linux", target_os = "freebsd"))]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
@@ -646,6 +647,53 @@ fn commands(world: &World, made: &BTreeMap<String, Made>, text: &mut String) {
     let _ = writeln!(text, "== {}", String::from_utf8_lossy(&unknown.stderr));
 }
 
+// ---- packages -----------------------------------------------------------------------------------------------------------------------------
+
+/// Packages, each unpacked, configured, made, checked and installed by one build, with the host's compiler and `make`; `FRUIX_PACKAGES` are their
+/// sources, archives with `:` between them. All are tried, whatever fails.
+#[test]
+fn packages_are_built_and_checked() {
+    let Some(sources) = std::env::var_os("FRUIX_PACKAGES") else {
+        println!("packages_are_built_and_checked: skipped, since FRUIX_PACKAGES does not name their sources");
+        return;
+    };
+    host::alone("packages_are_built_and_checked", || {
+        let world = World::new(&[]);
+        let script = "mkdir source; tar xf $source -C source; cd source/*/
+            step() { n=$1; shift; t=$(date +%s); \"$@\" >../$n.log 2>&1 || { echo failed: $n; tail -n 60 ../$n.log; exit 1; }; echo $n: $(($(date +%s) - t)) s; }
+            export CONFIG_SHELL=/bin/sh
+            step configure /bin/sh ./configure --prefix=$out --disable-dependency-tracking CC=cc
+            step make make
+            step check make check
+            grep -E '^# [A-Z]+:' ../check.log || true
+            step install make install
+            for program in $out/bin/*; do [ ! -f $program ] || $program --version | head -n 1; done";
+        let mut failed = Vec::new();
+        for source in std::env::split_paths(&sources) {
+            let since = Instant::now();
+            let file = source.file_name().unwrap().to_str().unwrap();
+            let name = file.split(".tar").next().unwrap().replace('+', "-");
+            let source = world.add(&source);
+            let made = world.make(recipe(&name, script).source("source", &source, &world.store_dir));
+            let (built, log) = world.build(&made, &[]);
+            println!("{log}{name}: {} s", since.elapsed().as_secs());
+            if built {
+                println!("{}", world.info(made.out()));
+            } else {
+                failed.push(name);
+                continue;
+            }
+            if name.starts_with("hello-") {
+                let greeting = run(&mut Command::new(format!("{}/bin/hello", world.store_dir.display(made.out()))));
+                assert_eq!(greeting, "Hello, world!\n");
+            }
+        }
+        world.assert_clean();
+        world.verify();
+        assert!(failed.is_empty(), "not built: {failed:?}");
+    });
+}
+
 // ---- daemons that are killed --------------------------------------------------------------------------------------------------------------
 
 fn number(name: &str, default: usize) -> usize {
@@ -759,7 +807,7 @@ mod attacks {
         }
     }
 
-    /// A1, A2: root's rights, by what is set-user-id, by devices, by the kernel.
+    /// A19: root's rights, by what is set-user-id, by devices, by the kernel.
     #[test]
     fn root_is_not_regained() {
         host::alone("root_is_not_regained", || {
@@ -787,7 +835,7 @@ mod attacks {
         });
     }
 
-    /// A1, A7: the store, inputs, another build's directories, the host.
+    /// A5, A6, A19: the store, inputs, another build's directories, the host.
     #[test]
     fn nothing_of_others_is_written() {
         host::alone("nothing_of_others_is_written", || {
@@ -830,7 +878,7 @@ mod attacks {
         });
     }
 
-    /// A4, A5: processes of other builds and of the host.
+    /// A3: processes of other builds and of the host.
     #[test]
     fn nobody_else_is_seen_or_signalled() {
         host::alone("nobody_else_is_seen_or_signalled", || {
@@ -872,7 +920,7 @@ mod attacks {
         });
     }
 
-    /// A3, A6: the network, the daemon's socket, what the host keeps for itself.
+    /// A12: the network, the daemon's socket, what the host keeps for itself.
     #[test]
     fn nothing_of_the_host_is_reached() {
         host::alone("nothing_of_the_host_is_reached", || {
@@ -930,7 +978,7 @@ mod attacks {
         });
     }
 
-    /// A12, A20: what a build leaves on its files: set-user-id bits, flags, attributes, names elsewhere; also where the build fails, and is kept.
+    /// A19, A20: what a build leaves on its files: set-user-id bits, flags, attributes, names elsewhere; also where the build fails, and is kept.
     #[test]
     fn files_are_left_plain() {
         host::alone("files_are_left_plain", || {
@@ -965,7 +1013,60 @@ mod attacks {
         });
     }
 
-    /// A5: a process that is left, however it hides.
+    /// A1, A2, A5, A6, A7, A12: whose the files of a build are while it runs and when it has ended, and who is no client.
+    #[test]
+    fn files_of_a_build_are_nobody_elses() {
+        use std::os::unix::process::CommandExt as _;
+
+        const NOBODY: u32 = 65534;
+        host::alone("files_of_a_build_are_nobody_elses", || {
+            let world = World::new(&["--max-jobs=4"]);
+            let victim = Path::new(DIR).join("victim");
+            fs::write(&victim, "untouched").unwrap();
+            // What is known beforehand is copied to where nobody else can go: a descriptor of the builder's own file is worth nothing.
+            let copied =
+                recipe("copied", &format!("echo fixed >$out; ln -s {DIR}/victim $NIX_STORE/copied; echo inode $(stat -f %i $out)"));
+            let copied = world.make(copied.fixed("", Hash::sha256("fixed\n")));
+            let (built, log) = world.build(&copied, &[]);
+            assert!(built, "{log}\n{}", world.said());
+            let inode = log.lines().find_map(|line| line.strip_prefix("inode ")).unwrap().parse::<u64>().unwrap();
+            assert_ne!(fs::metadata(world.store_dir.display(copied.out())).unwrap().ino(), inode);
+            for entry in fs::read_dir(world.store_dir.as_str()).unwrap().map(Result::unwrap) {
+                let staging = entry.file_name().to_string_lossy().ends_with("-fruixd-staging");
+                assert!(!staging || entry.metadata().unwrap().mode() & 0o77 == 0, "{entry:?}");
+            }
+            // Whatever mode a builder gives its directory, nobody gets there from outside.
+            let other = Other::start(&world, recipe("open", "cp /bin/sh s; chmod 6755 s; chmod 777 .; echo ready; sleep 1000"));
+            let found = sh(&format!("find {DIR}/tmp -name s"));
+            let lists = |uid| Command::new("/bin/ls").arg(found.trim()).gid(uid).uid(uid).output().unwrap().status.success();
+            assert!(found.trim().ends_with("/s") && lists(0) && !lists(NOBODY), "{found}");
+            drop(other);
+            world.assert_clean();
+            // A build user is no client; anybody else is.
+            let program = Path::new(DIR).join("client");
+            fs::copy(binary("fruix", env!("CARGO_BIN_EXE_fruix")), &program).unwrap();
+            let client =
+                |uid, arguments: &[&str]| world.with_env(Command::new(&program)).args(arguments).gid(uid).uid(uid).output().unwrap();
+            let refused = client(host::FIRST_USER, &["roots"]);
+            assert!(!refused.status.success(), "{}", String::from_utf8_lossy(&refused.stdout));
+            let served = client(NOBODY, &["roots"]);
+            assert!(served.status.success(), "{}", String::from_utf8_lossy(&served.stderr));
+            // What is kept of a failure is the client's, and nothing that it leads to.
+            let kept = world.make(recipe("kept", &format!("ln -s {DIR}/victim link; ln -s /etc dir; echo x >own; exit 1")));
+            let failed = client(NOBODY, &["build", "--keep-failed", kept.file.to_str().unwrap()]);
+            assert!(!failed.status.success());
+            let own = sh(&format!("find {DIR}/tmp -name own"));
+            let owner = |path: &Path| fs::symlink_metadata(path).unwrap().uid();
+            assert_eq!(owner(Path::new(own.trim())), NOBODY, "{own}\n{}", String::from_utf8_lossy(&failed.stderr));
+            assert_eq!((owner(&victim), owner(Path::new("/etc")), owner(Path::new("/etc/passwd"))), (0, 0, 0));
+            assert_eq!(fs::read_to_string(&victim).unwrap(), "untouched");
+            sh(&format!("rm -rf {DIR}/tmp/*"));
+            world.assert_clean();
+            world.verify();
+        });
+    }
+
+    /// D9: a process that is left, however it hides.
     #[test]
     fn no_process_is_left() {
         host::alone("no_process_is_left", || {
@@ -985,7 +1086,7 @@ mod attacks {
     fn a_full_disk_fails_one_build() {
         host::alone("a_full_disk_fails_one_build", || {
             host::mount_tmpfs("size=96m");
-            let world = World::new(&[]);
+            let mut world = World::new(&[]);
             let before = sh(&format!("df -k {DIR} | awk 'NR==2 {{ print $4 }}'")).trim().parse::<u64>().unwrap();
             for (name, script) in
                 [("fills", "dd if=/dev/zero of=big bs=1m; exit 1"), ("fills-out", "mkdir $out; dd if=/dev/zero of=$out/big bs=1m; exit 1")]
@@ -995,6 +1096,9 @@ mod attacks {
                 assert!(!built && log.contains("No space left"), "{log}");
                 world.assert_clean();
             }
+            // What a failed build made of its outputs is left to be looked at, as garbage, which can be collected although the disk is full.
+            world.tell(&["gc"]);
+            world.runner = world.add(&Path::new(DIR).join("runner"));
             let after = sh(&format!("df -k {DIR} | awk 'NR==2 {{ print $4 }}'")).trim().parse::<u64>().unwrap();
             assert!(after + 4096 > before, "{before} KiB were free, now {after}");
             world.script(recipe("after", "echo x >$out"), &[]);
@@ -1050,7 +1154,7 @@ mod attacks {
         });
     }
 
-    /// Every way by which two builds at the same time, both with the host's network, could hand each other a descriptor.
+    /// A1, A3: every way by which two builds at the same time, both with the host's network, could hand each other a descriptor.
     #[test]
     fn no_descriptor_reaches_another_build() {
         host::alone("no_descriptor_reaches_another_build", || {

@@ -13,17 +13,20 @@ fn main() {
 
 #[cfg(target_os = "freebsd")]
 mod freebsd {
-    use std::collections::BTreeSet;
+    use std::collections::{BTreeMap, BTreeSet};
     use std::fs;
-    use std::io::Read as _;
+    use std::io::{self, Read as _};
     use std::os::unix::fs::{PermissionsExt as _, symlink};
     use std::path::{Path, PathBuf};
     use std::process::Command;
     use std::time::{Duration, Instant};
 
     use fruix_drv::{StoreDir, StorePath};
-    use fruix_freebsd::{Host, Kernel as _};
-    use fruixd::sandbox::plan::{Limit, Mount};
+    use fruix_freebsd::{
+        DeviceRule, Entry, Features, Found, Host, Jail, JailId, Kernel, Lookup, MountId, MountPoint, MountRequest, Parameter, Source,
+        builder_devices, provide_ruleset, set_up, tear_down,
+    };
+    use fruixd::sandbox::plan::{Entry as PlanEntry, Limit, Mount};
     use fruixd::sandbox::spawner::{Isolation, Jailer};
     use fruixd::sandbox::{BuildSpec, Error, ExitStatus, Plan, Program, Running, Sandbox, Site, SpawnerHandle, UserIds, confining};
 
@@ -186,47 +189,174 @@ mod freebsd {
         text.lines().filter_map(|line| line.strip_prefix(start)).collect()
     }
 
-    /// All that a builder sees and is, line by line.
+    /// All that a builder sees and is, line by line what its plan says.
     fn peek(world: &World) {
-        let text = world.script(
-            "exec 2>&1
-            echo id=$(id); echo cwd=$(pwd); echo umask=$(umask); echo host=$(hostname)
-            echo jailed=$(sysctl -n security.jail.jailed) securelevel=$(sysctl -n kern.securelevel) statfs=$(sysctl -n security.jail.enforce_statfs)
-            for n in $(ls -a / | sort); do echo root=$n; done
-            for n in $(ls /dev | sort); do echo dev=$n; done
-            for n in $(ls /etc | sort); do echo etc=$n; done
-            for n in $(ls $store | sort); do echo store=$n; done
-            mount | sed 's/^/mount=/'
-            echo user=$(getent passwd 35001); echo nobody=$(getent passwd nobody); echo rootuser=$(getent passwd root)
-            ps -axo command= | grep -v -e '^ps' -e '^sed' -e '^grep' -e '^sh' | sed 's/^/process=/'
-            ifconfig -a inet | grep inet | sed 's/^/net=/'
-            echo ports=$(getent services https)
-            echo fds=$(ls /dev/fd | tr '\\n' ' ')
-            ls -ld $store /tmp / | sed 's/^/mode=/'
-            procstat -s $$ >/dev/null 2>&1; echo shm=$(ipcs -m | grep -c '^m')
-            echo jails=$(jls | wc -l)
-            ",
+        peek_as_planned(world, false);
+    }
+
+    /// As `peek`, from a builder whose output is fixed: it has the host's network and the files that go with it, and nothing else is different.
+    fn peek_of_a_fixed_output(world: &World) {
+        peek_as_planned(world, true);
+    }
+
+    fn peek_as_planned(world: &World, fixed_output: bool) {
+        let file = world.add('6', "file", |item| fs::write(item, "content").unwrap());
+        let link = world.add('7', "link", |item| {
+            let _ = fs::remove_file(item);
+            symlink("target", item).unwrap();
+        });
+        let spec = BuildSpec { fixed_output, ..world.spec("") };
+        let spec = BuildSpec { inputs: [file, link].into_iter().chain(spec.inputs.clone()).collect(), ..spec };
+        let plan = world.sandbox(&[]).plan(&spec).unwrap();
+        let features = Host.features().unwrap();
+        let canary = "/fruix-canary";
+        sh(&format!("posixshmcontrol create {canary}"));
+        let inside_of_mounts: String =
+            plan.mounts.iter().map(|mount| format!("-path '{}/*' -prune -o ", mount.target().display())).collect();
+        let script = format!(
+            r#"exec 2>&1
+            say() {{ n=$1; shift; "$@" >list; sed "s|^|$n |" list; rm list; }}
+            say env sh -c 'env | grep -v -e ^PWD= -e ^OLDPWD= -e ^_= | sort'
+            say id id -u; say id id -ru; say id id -g; say id id -rg; say id sh -c "id | sed 's/ groups={GID}(nixbld)$//'"
+            say cwd pwd; say umask umask; say host hostname
+            for n in jailed enforce_statfs children.max vnet set_hostname_allowed socket_unixiproute_only allow_raw_sockets chflags_allowed mount_allowed mlock_allowed
+            do say sysctl sysctl security.jail.$n; done
+            say sysctl sysctl kern.securelevel
+            say user getent passwd 35001; say user getent passwd nobody; say user getent passwd root; say group getent group
+            say port sh -c 'echo $(getent services https)'
+            say tree sh -c "find / {inside_of_mounts} -print | xargs stat -f '%N %HT %Mp%Lp %u' | sort"
+            say sum sh -c "find /etc -path '/etc/*/*' -prune -o -type f ! -name pwd.db -print | xargs sha256 | sort"
+            say dev ls /dev
+            say mount sh -c 'mount | grep -v " on / "'
+            say process sh -c 'ps -axo command= | grep -v -e ^ps -e ^sh -e ^grep -e ^sed'
+            n=0; while [ $n -lt 64 ]; do [ ! -e /dev/fd/$n ] || echo descriptor $n; n=$((n + 1)); done
+            say address sh -c 'ifconfig -a inet | grep inet'
+            say ipc sh -c 'ipcs | grep "^[mqs]"'; say ipc sh -c 'posixshmcontrol ls | grep canary'
+            say jail sh -c 'jls -n | grep -v "jid=0"'
+            say limit sh -c 'ulimit -a'
+            try() {{ if "$@" >list 2>&1; then echo BAD "$@"; fi; rm list; }}
+            for n in /etc/*; do [ -d $n ] || try sh -c "echo x >>$n"; done
+            try posixshmcontrol stat {canary}
+            try ifconfig lo0 inet 10.9.9.9/32 alias; try ping -c 1 -t 1 127.0.0.1; try hostname x; try sysctl net.inet.ip.forwarding=1
+            true"#
         );
-        let one = |start: &str| lines(&text, start).join("|");
-        assert_eq!(one("id="), "uid=35001(nixbld) gid=35000(nixbld)", "{text}");
-        assert_eq!(one("cwd="), "/tmp/guix-build-test.drv-0");
-        assert_eq!(one("umask="), "0022");
-        assert_eq!(one("host="), "localhost");
-        assert_eq!(one("jailed="), "1 securelevel=3 statfs=2");
-        assert_eq!(one("root="), ".|..|bin|dev|etc|lib|libexec|sbin|tmp|usr|var", "{text}");
-        let devices = one("dev=");
-        assert_eq!(devices, "fd|full|null|random|stderr|stdin|stdout|urandom|zero", "{text}");
-        assert_eq!(one("etc="), "group|hosts|passwd|pwd.db|services");
-        assert_eq!(one("store="), path('1', "shell").base_name());
-        assert_eq!(one("user="), "nixbld:*:35001:35000:Nix build user:/:/noshell");
-        assert_eq!(one("nobody="), "nobody:*:65534:65534:Nobody:/:/noshell");
-        assert_eq!(one("rootuser="), "");
-        assert_eq!(lines(&text, "process="), Vec::<&str>::new(), "{text}");
-        assert!(one("net=").contains("127.0.0.1") && lines(&text, "net=").len() == 1, "{text}");
-        assert_eq!(one("ports="), "https 443/tcp");
-        assert!(one("mount=").is_empty() || lines(&text, "mount=").iter().all(|line| line.contains(" on / ")), "{text}");
-        assert_eq!(one("shm="), "0");
+        let program = match plan.program.clone() {
+            Program::Exec { path, args } => Program::Exec {
+                path,
+                args: args.into_iter().map(|arg| if arg.is_empty() { script.as_str().into() } else { arg }).collect(),
+            },
+            other => other,
+        };
+        let (status, text) = world.run_plan(&Plan { program, ..plan.clone() });
+        sh(&format!("posixshmcontrol rm {canary}"));
+        assert_eq!(status.unwrap(), ExitStatus::Code(0), "{text}");
+
+        let mut expected = Vec::new();
+        let mut say = |name: &str, lines: &[String]| expected.extend(lines.iter().map(|line| format!("{name} {line}")));
+        let mut env: Vec<String> = plan.env.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        env.sort();
+        say("env", &env);
+        say("id", &[UID, UID, GID, GID].map(|id| id.to_string()));
+        say("id", &[format!("uid={UID}(nixbld) gid={GID}(nixbld)")]);
+        say("cwd", &[plan.cwd.display().to_string()]);
+        say("umask", &[format!("{:04o}", plan.umask)]);
+        say("host", std::slice::from_ref(&plan.host_name));
+        let own_network = features.vnet && !fixed_output;
+        let rights = [
+            ("jailed", 1),
+            ("enforce_statfs", 2),
+            ("children.max", 0),
+            ("vnet", i32::from(own_network)),
+            ("set_hostname_allowed", 0),
+            ("socket_unixiproute_only", 1),
+            ("allow_raw_sockets", 0),
+            ("chflags_allowed", 0),
+            ("mount_allowed", 0),
+            ("mlock_allowed", 0),
+        ];
+        say("sysctl", &rights.map(|(name, value)| format!("security.jail.{name}: {value}")));
+        say("sysctl", &["kern.securelevel: 3".to_owned()]);
+        say("user", &["nixbld:*:35001:35000:Nix build user:/:/noshell", "nobody:*:65534:65534:Nobody:/:/noshell"].map(str::to_owned));
+        let contents = |name: &str| {
+            plan.entries.iter().find_map(|entry| match entry {
+                PlanEntry::File { path, contents } if path == Path::new(name) => Some(contents.clone()),
+                _ => None,
+            })
+        };
+        say("group", &contents("/etc/group").unwrap().lines().map(|line| line.trim_end_matches(':').to_owned()).collect::<Vec<_>>());
+        say("port", &[if fixed_output { sh("echo $(getent services https)").trim().to_owned() } else { "https 443/tcp".to_owned() }]);
+        let (tree, sums) = planned_files(&plan);
+        say("tree", &tree);
+        say("sum", &sums);
+        say("dev", &["fd", "full", "null", "random", "stderr", "stdin", "stdout", "urandom", "zero"].map(str::to_owned));
+        say("descriptor", &["0", "1", "2"].map(str::to_owned));
+        let host = |command: &str| sh(command).lines().map(str::to_owned).collect::<Vec<_>>();
+        if own_network {
+            say("address", &["\tinet 127.0.0.1 netmask 0xff000000".to_owned()]);
+        } else if fixed_output {
+            say("address", &host("ifconfig -a inet | grep inet"));
+        }
+        say("limit", &host("ulimit -a"));
+        let found: Vec<&str> = text.lines().collect();
+        for (number, line) in expected.iter().enumerate() {
+            assert_eq!(found.get(number), Some(&line.as_str()), "line {}\n{text}\nexpected\n{}", number + 1, expected.join("\n"));
+        }
+        assert_eq!(found.len(), expected.len(), "{text}");
         world.assert_clean();
+    }
+
+    /// Every file that a plan shows, but for what is inside of mounts, as `stat -f '%N %HT %Mp%Lp %u'` tells it, and the checksums of those in `/etc`.
+    fn planned_files(plan: &Plan) -> (Vec<String>, Vec<String>) {
+        use std::os::unix::fs::MetadataExt as _;
+
+        let (mut tree, mut sums) = (BTreeMap::new(), BTreeMap::new());
+        let mut add = |path: &Path, told: String| {
+            for above in path.ancestors().skip(1) {
+                tree.entry(above.to_owned()).or_insert_with(|| "Directory 0755 0".to_owned());
+            }
+            tree.insert(path.to_owned(), told);
+        };
+        for entry in &plan.entries {
+            match entry {
+                PlanEntry::Dir { path, mode, .. } => add(path, format!("Directory {mode:04o} 0")),
+                PlanEntry::File { path, contents } => {
+                    add(path, "Regular File 0644 0".to_owned());
+                    sums.insert(path.clone(), fruix_drv::Hash::sha256(contents).base16());
+                }
+                PlanEntry::Link { path, .. } => add(path, "Symbolic Link 0755 0".to_owned()),
+                PlanEntry::Users { path, .. } => add(path, "Regular File 0644 0".to_owned()),
+            }
+        }
+        let targets: BTreeSet<&Path> = plan.mounts.iter().map(Mount::target).collect();
+        for mount in &plan.mounts {
+            let Mount::Bind { source, target, .. } = mount else { continue };
+            // What is below another mount, as certificates below /usr, is a part of that.
+            let Ok(data) = fs::symlink_metadata(source) else { continue };
+            if target.ancestors().skip(1).any(|above| targets.contains(above)) {
+                continue;
+            }
+            let input = source.starts_with(plan.store_dir.as_deref().unwrap());
+            let data = if input { data } else { fs::metadata(source).unwrap() };
+            let (kind, mode) = match data.file_type() {
+                kind if kind.is_symlink() => ("Symbolic Link", 0o755),
+                kind if kind.is_dir() => ("Directory", data.mode() & 0o7777),
+                _ => ("Regular File", data.mode() & 0o7777),
+            };
+            add(target, format!("{kind} {mode:04o} {}", data.uid()));
+            if kind == "Regular File" && target.starts_with("/etc") {
+                sums.insert(target.clone(), sh(&format!("sha256 -q {}", source.display())).trim().to_owned());
+            }
+        }
+        add(Path::new("/"), "Directory 0555 0".to_owned());
+        add(Path::new("/dev"), format!("Directory {:04o} 0", fs::metadata("/dev").unwrap().mode() & 0o7777));
+        let sorted = |mut lines: Vec<String>| {
+            lines.sort();
+            lines
+        };
+        (
+            sorted(tree.into_iter().map(|(path, told)| format!("{} {told}", path.display())).collect()),
+            sorted(sums.into_iter().map(|(path, sum)| format!("SHA256 ({}) = {sum}", path.display())).collect()),
+        )
     }
 
     /// Mounts, jail and limits of a builder that runs, as the host sees them, line by line what its plan says.
@@ -299,49 +429,6 @@ mod freebsd {
 
     fn the_host_sees_what_the_plan_of_a_fixed_output_says(world: &World) {
         as_planned(world, &BuildSpec { fixed_output: true, ..world.spec("echo ready; sleep 1000") }, "inherit");
-    }
-
-    /// As `peek`, from a builder whose output is fixed: it has the host's network and the files that go with it, and nothing else is different.
-    fn peek_of_a_fixed_output(world: &World) {
-        let script = "exec 2>&1
-            echo id=$(id); echo cwd=$(pwd); echo host=$(hostname)
-            echo jailed=$(sysctl -n security.jail.jailed) securelevel=$(sysctl -n kern.securelevel) statfs=$(sysctl -n security.jail.enforce_statfs)
-            for n in $(ls -a / | sort); do echo root=$n; done
-            for n in $(ls /dev | sort); do echo dev=$n; done
-            for n in $(ls /etc | sort); do echo etc=$n; done
-            for n in hosts services resolv.conf nsswitch.conf; do [ ! -e /etc/$n ] || echo sum=$n $(sha256 -q /etc/$n); (echo x >>/etc/$n) 2>/dev/null && echo BAD $n; done
-            for n in $(ls $store | sort); do echo store=$n; done
-            ps -axo command= | grep -v -e '^ps' -e '^sed' -e '^grep' -e '^sh' | sed 's/^/process=/'
-            echo shm=$(ipcs -m | grep -c '^m'); echo jails=$(jls | wc -l)
-            ifconfig -l | sed 's/^/interfaces=/'
-            ifconfig lo0 inet 10.9.9.9/32 alias 2>/dev/null && echo BAD interface
-            ping -c 1 -t 1 127.0.0.1 >/dev/null 2>&1 && echo BAD raw
-            sysctl net.inet.ip.forwarding=1 >/dev/null 2>&1 && echo BAD sysctl
-            ls /dev/fd | tr '\n' ' ' | sed 's/^/fds=/'";
-        let (status, text) = world.run(&BuildSpec { fixed_output: true, ..world.spec(script) });
-        assert_eq!(status, ExitStatus::Code(0), "{text}");
-        let one = |start: &str| lines(&text, start).join("|");
-        assert!(!text.contains("BAD"), "{text}");
-        assert_eq!(one("id="), "uid=35001(nixbld) gid=35000(nixbld)", "{text}");
-        assert_eq!(one("cwd="), "/tmp/guix-build-test.drv-0");
-        assert_eq!(one("host="), "localhost");
-        assert_eq!(one("jailed="), "1 securelevel=3 statfs=2");
-        assert_eq!(one("root="), ".|..|bin|dev|etc|lib|libexec|sbin|tmp|usr|var", "{text}");
-        assert_eq!(one("dev="), "fd|full|null|random|stderr|stdin|stdout|urandom|zero", "{text}");
-        let host = |name: &&str| Path::new("/etc").join(name).exists();
-        let mut files: Vec<&str> = ["hosts", "nsswitch.conf", "resolv.conf", "services", "ssl"].into_iter().filter(host).collect();
-        files.extend(["group", "passwd", "pwd.db"]);
-        files.sort_unstable();
-        assert_eq!(one("etc="), files.join("|"));
-        for line in lines(&text, "sum=") {
-            let (name, sum) = line.split_once(' ').unwrap();
-            assert_eq!(sh(&format!("sha256 -q /etc/{name}")).trim(), sum, "{name}");
-        }
-        assert_eq!(one("store="), path('1', "shell").base_name());
-        assert_eq!(lines(&text, "process="), Vec::<&str>::new(), "{text}");
-        assert_eq!((one("shm=").as_str(), one("jails=").trim()), ("0", "1"), "{text}");
-        assert_eq!(one("interfaces="), sh("ifconfig -l").trim());
-        world.assert_clean();
     }
 
     /// What an attacker tries from inside, and must not get (A1, A3, A12, A19, A20).
@@ -573,6 +660,71 @@ mod freebsd {
         world.assert_clean();
     }
 
+    /// The kernel, with how often each operation was asked for and how long it took in all.
+    #[derive(Default)]
+    struct Timed(BTreeMap<&'static str, (u32, Duration)>);
+
+    impl Timed {
+        fn time<T>(&mut self, name: &'static str, ask: impl FnOnce() -> T) -> T {
+            let since = Instant::now();
+            let answer = ask();
+            let entry = self.0.entry(name).or_default();
+            entry.0 += 1;
+            entry.1 += since.elapsed();
+            answer
+        }
+    }
+
+    macro_rules! timed {
+        ($($name:ident($($argument:ident: $type:ty),*) -> $result:ty;)*) => {
+            impl Kernel for Timed {
+                $(fn $name(&mut self, $($argument: $type),*) -> $result {
+                    self.time(stringify!($name), || Host.$name($($argument),*))
+                })*
+            }
+        };
+    }
+
+    timed! {
+        make(root: &Path, entry: &Entry) -> io::Result<()>;
+        make_place(root: &Path, path: &Path, dir: bool) -> io::Result<()>;
+        find(path: &Path, lookup: Lookup) -> io::Result<Found>;
+        mount(request: &MountRequest) -> Result<(), (io::Error, String)>;
+        shows(path: &Path, source: &Source) -> io::Result<bool>;
+        mounts_below(root: &Path) -> io::Result<Vec<MountPoint>>;
+        unmount(id: MountId, force: bool) -> io::Result<()>;
+        create_jail(parameters: &[Parameter], owned: bool) -> Result<Jail, (io::Error, String)>;
+        jails() -> io::Result<Vec<(JailId, String)>>;
+        find_jail(name: &str) -> io::Result<Option<JailId>>;
+        remove_jail(jail: JailId) -> io::Result<()>;
+        wait_for_children() -> io::Result<()>;
+        add_limit(rule: &str) -> io::Result<()>;
+        remove_limits(filter: &str) -> io::Result<()>;
+        device_rules(ruleset: u16) -> io::Result<Vec<DeviceRule>>;
+        add_device_rule(ruleset: u16, number: u16, rule: &DeviceRule) -> io::Result<()>;
+        features() -> io::Result<Features>;
+    }
+
+    /// Where the time of a jail with many inputs goes.
+    fn costs_of_steps(inputs: &[StorePath], world: &World) {
+        let spec = world.spec("");
+        let inputs = spec.inputs.iter().chain(inputs).cloned().collect();
+        let plan = world.sandbox(&[]).plan(&BuildSpec { inputs, extra_dirs: base(), ..spec }).unwrap();
+        let mut kernel = Timed::default();
+        let ruleset = provide_ruleset(&mut Host, &builder_devices()).unwrap();
+        let cell = fruixd::sandbox::jails::cell(&plan, "fruixd-costs", ruleset).unwrap();
+        let since = Instant::now();
+        let jail = set_up(&mut kernel, &cell, &Host.features().unwrap()).unwrap();
+        let up = since.elapsed();
+        drop(jail);
+        let since = Instant::now();
+        tear_down(&mut kernel, &cell.name, &cell.root, true).unwrap();
+        let down = since.elapsed();
+        let steps: Vec<String> =
+            kernel.0.iter().map(|(name, (count, time))| format!("{name} {count} times {:.1} ms", time.as_secs_f64() * 1000.0)).collect();
+        println!("{} mounts: up {} ms, down {} ms: {}", cell.mounts.len(), up.as_millis(), down.as_millis(), steps.join(", "));
+    }
+
     /// What a jail costs, for the documentation.
     fn costs(world: &World) {
         let many: Vec<StorePath> = (0..499).map(|n| world.add('5', &format!("input{n}"), |item| fs::create_dir(item).unwrap())).collect();
@@ -606,6 +758,7 @@ mod freebsd {
         }
         times.sort_unstable();
         println!("cost of a build without a jail: {} ms ({}..{})", times[2], times[0], times[4]);
+        (0..3).for_each(|_| costs_of_steps(&many, world));
         world.assert_clean();
     }
 
