@@ -9,8 +9,9 @@
 
 use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
@@ -75,6 +76,10 @@ const CACHE: i64 = 16 * 1024;
 /// How long SQLite itself waits for another process that is writing. Whoever can wait longer asks again.
 const BUSY: Duration = Duration::from_millis(20);
 
+/// How long somebody with much to write waits for those who have been woken to write little, and how often he looks.
+const TURN: Duration = Duration::from_millis(100);
+const TURN_POLL: Duration = Duration::from_micros(50);
+
 /// Pages (of 4 KiB) in the log from which on whoever commits moves them to the database himself, should the thread that does so be late.
 const LONG_LOG: i64 = 16 * 1024;
 
@@ -85,6 +90,8 @@ const STATEMENTS: usize = 64;
 pub(crate) struct Db {
     path: PathBuf,
     writer: Mutex<Writer>,
+    /// Those who wait for the writer to write a few rows.
+    queue: AtomicUsize,
     /// Held for reading by those who must not be kept waiting for more than a few rows, for writing by those who may change more.
     gate: RwLock<()>,
     readers: Mutex<Vec<Connection>>,
@@ -206,8 +213,8 @@ impl Db {
                 Ok(connection) => {
                     let writer = Mutex::new(Writer { connection, unsynced: false });
                     let memory = Memory::new(path);
-                    let (readers, checkpointer, gate) = (Mutex::default(), Mutex::default(), RwLock::default());
-                    return Ok(Db { path: path.to_owned(), writer, gate, readers, checkpointer, memory });
+                    let (readers, checkpointer, gate, queue) = (Mutex::default(), Mutex::default(), RwLock::default(), AtomicUsize::new(0));
+                    return Ok(Db { path: path.to_owned(), writer, queue, gate, readers, checkpointer, memory });
                 }
                 Err(source) if is_busy(&source) => pause(attempt),
                 Err(source) => {
@@ -305,7 +312,19 @@ impl Db {
 
     /// The connection that writes, for a few rows.
     pub(crate) fn brief_writer(&self) -> MutexGuard<'_, Writer> {
-        lock(&self.writer)
+        self.queue.fetch_add(1, Ordering::Relaxed);
+        let writer = lock(&self.writer);
+        self.queue.fetch_sub(1, Ordering::Relaxed);
+        writer
+    }
+
+    /// Called between one change and the next by somebody who has many to make: a mutex that is given back and taken again at once goes to nobody
+    /// who waits for it. Now they get it, or a tenth of a second passes.
+    pub(crate) fn give_turn(&self) {
+        let end = Instant::now().checked_add(TURN);
+        while self.queue.load(Ordering::Relaxed) > 0 && end.is_some_and(|end| Instant::now() < end) {
+            std::thread::sleep(TURN_POLL);
+        }
     }
 
     /// While this is held whoever has the connection that writes has it for a few rows. `None`: somebody has it who may take long, or wants it.
@@ -520,6 +539,34 @@ mod tests {
             assert!(at_once(name).is_some());
         }
         assert_eq!(test.store.all_valid().unwrap().len(), 3);
+    }
+
+    /// Somebody who makes many changes keeps nobody waiting for more than one of them.
+    #[test]
+    fn a_collection_lets_others_in_between() {
+        let test = test_store();
+        let db = test.store.db();
+        let changes = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for change in 1..=50 {
+                    db.write("changing", |_| {
+                        changes.store(change, Ordering::SeqCst);
+                        std::thread::sleep(Duration::from_millis(10));
+                        Ok(())
+                    })
+                    .unwrap();
+                    db.give_turn();
+                }
+            });
+            while changes.load(Ordering::SeqCst) == 0 {
+                std::thread::yield_now();
+            }
+            for text in ["a", "b", "c"] {
+                test.text(text, "x");
+            }
+            assert!(changes.load(Ordering::SeqCst) < 50);
+        });
     }
 
     /// Somebody who can wait does not fail with somebody who cannot.

@@ -39,6 +39,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, Read};
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::OpenOptionsExt;
@@ -184,13 +185,15 @@ pub(crate) struct Graph {
     ends: Vec<usize>,
     ids: Vec<i64>,
     sizes: Vec<u64>,
+    /// A node by the beginning of its name; of several with the same beginning, one.
+    by_beginning: HashMap<u64, u32, RowHasher>,
     references: Edges,
     /// Derivations and outputs, as far as they keep each other alive.
     kept: Edges,
 }
 
-/// For the numbers of rows, which are small and dense.
-#[derive(Clone, Copy, Default)]
+/// For numbers that nobody can choose many of to his liking: those of rows, and hash parts.
+#[derive(Clone, Copy, Debug, Default)]
 struct RowHasher(u64);
 
 impl Hasher for RowHasher {
@@ -204,8 +207,12 @@ impl Hasher for RowHasher {
         }
     }
 
+    fn write_u64(&mut self, number: u64) {
+        self.0 = (self.0 ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(26);
+    }
+
     fn write_i64(&mut self, row: i64) {
-        self.0 = (self.0 ^ row as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(26);
+        self.write_u64(row as u64);
     }
 }
 
@@ -217,43 +224,134 @@ impl BuildHasher for RowHasher {
     }
 }
 
+/// The first bytes of a name, a quarter of the hash part of a store path.
+fn beginning(name: &[u8]) -> u64 {
+    let mut bytes = [0; 8];
+    bytes.iter_mut().zip(name).for_each(|(to, from)| *to = *from);
+    u64::from_ne_bytes(bytes)
+}
+
+/// The nodes by the numbers of their rows.
+enum Nodes {
+    /// By the number itself; [`Nodes::NONE`] where there is none.
+    Dense(Vec<u32>),
+    /// After many rows have gone.
+    Sparse(HashMap<i64, u32, RowHasher>),
+}
+
+impl Nodes {
+    const NONE: u32 = u32::MAX;
+
+    fn new(found: &Found) -> Nodes {
+        let count = found.rows.len();
+        let end = found.rows.iter().map(|row| usize::try_from(row.id).unwrap_or(usize::MAX)).max().map_or(0, |last| last.saturating_add(1));
+        if end <= count.saturating_mul(8) {
+            Nodes::Dense(vec![Nodes::NONE; end])
+        } else {
+            Nodes::Sparse(HashMap::with_capacity_and_hasher(count, RowHasher::default()))
+        }
+    }
+
+    fn set(&mut self, row: i64, node: u32) {
+        match self {
+            Nodes::Dense(nodes) => {
+                if let Some(place) = usize::try_from(row).ok().and_then(|row| nodes.get_mut(row)) {
+                    *place = node;
+                }
+            }
+            Nodes::Sparse(nodes) => drop(nodes.insert(row, node)),
+        }
+    }
+
+    fn get(&self, row: i64) -> Option<u32> {
+        match self {
+            Nodes::Dense(nodes) => usize::try_from(row).ok().and_then(|row| nodes.get(row)).copied().filter(|node| *node != Nodes::NONE),
+            Nodes::Sparse(nodes) => nodes.get(&row).copied(),
+        }
+    }
+}
+
+/// The rows of valid paths, as they are stored.
+#[derive(Default)]
+struct Found {
+    rows: Vec<FoundRow>,
+    text: Vec<u8>,
+}
+
+struct FoundRow {
+    id: i64,
+    size: u64,
+    /// Where in the text its name is, and that of its deriver.
+    name: Range<usize>,
+    deriver: Option<Range<usize>>,
+}
+
+impl Found {
+    fn push(&mut self, id: i64, size: u64, name: &[u8], deriver: Option<&[u8]>) {
+        let name = self.note(name);
+        let deriver = deriver.map(|deriver| self.note(deriver));
+        self.rows.push(FoundRow { id, size, name, deriver });
+    }
+
+    fn note(&mut self, name: &[u8]) -> Range<usize> {
+        let start = self.text.len();
+        self.text.extend_from_slice(name);
+        start..self.text.len()
+    }
+
+    fn text(&self, range: &Range<usize>) -> &[u8] {
+        self.text.get(range.clone()).unwrap_or_default()
+    }
+
+    /// What was found, by name, without the rows.
+    fn sorted(&mut self) -> Vec<FoundRow> {
+        let mut rows = std::mem::take(&mut self.rows);
+        rows.sort_unstable_by(|one, other| self.text(&one.name).cmp(self.text(&other.name)));
+        rows
+    }
+}
+
 impl Graph {
     /// Loads all valid paths beneath `prefix`, which ends in a slash, from one state of the database.
     fn load(db: &Connection, prefix: &[u8], keep_outputs: bool, keep_derivations: bool) -> Result<Graph> {
         let transaction = db.unchecked_transaction()?;
         let mut graph = Graph::default();
-        let mut by_id: HashMap<i64, u32, RowHasher> = HashMap::default();
-        let mut derivers: Vec<Option<Box<[u8]>>> = Vec::new();
-        let mut paths = transaction.prepare("select id, path, narSize, deriver from ValidPaths order by path")?;
+        let mut found = Found::default();
+        // In the order in which they are stored: by path, each row would be on another page.
+        let mut paths = transaction.prepare("select id, path, narSize, deriver from ValidPaths not indexed")?;
         let mut rows = paths.query([])?;
         while let Some(row) = rows.next()? {
             let Some(name) = row.get_ref(1)?.as_bytes().ok().and_then(|path| path.strip_prefix(prefix)) else { continue };
             if name.is_empty() || name.contains(&b'/') {
                 continue;
             }
-            let id = row.get(0)?;
-            let Ok(node) = u32::try_from(graph.ids.len()) else { break };
-            by_id.insert(id, node);
-            graph.ids.push(id);
-            graph.text.extend_from_slice(name);
-            graph.ends.push(graph.text.len());
-            graph.sizes.push(row.get::<_, Option<i64>>(2)?.and_then(|size| u64::try_from(size).ok()).unwrap_or(0));
-            if keep_derivations {
-                let deriver = row.get_ref(3)?.as_bytes_or_null().ok().flatten().and_then(|path| path.strip_prefix(prefix));
-                derivers.push(deriver.map(Into::into));
-            }
+            let size = row.get::<_, Option<i64>>(2)?.and_then(|size| u64::try_from(size).ok()).unwrap_or(0);
+            let deriver = if keep_derivations { row.get_ref(3)?.as_bytes_or_null().ok().flatten() } else { None };
+            found.push(row.get(0)?, size, name, deriver.and_then(|path| path.strip_prefix(prefix)));
         }
         drop(rows);
         drop(paths);
+        let mut by_id = Nodes::new(&found);
+        let mut derivers = Vec::new();
+        for (node, row) in (0..u32::MAX).zip(found.sorted()) {
+            by_id.set(row.id, node);
+            graph.ids.push(row.id);
+            let name = found.text(&row.name);
+            graph.by_beginning.insert(beginning(name), node);
+            graph.text.extend_from_slice(name);
+            graph.ends.push(graph.text.len());
+            graph.sizes.push(row.size);
+            derivers.push(row.deriver);
+        }
         let nodes = graph.ids.len();
         let mut pairs = Vec::new();
         let mut references = transaction.prepare("select referrer, reference from Refs")?;
         let mut rows = references.query([])?;
         while let Some(row) = rows.next()? {
-            if let (Some(from), Some(to)) = (by_id.get(&row.get(0)?), by_id.get(&row.get(1)?))
+            if let (Some(from), Some(to)) = (by_id.get(row.get(0)?), by_id.get(row.get(1)?))
                 && from != to
             {
-                pairs.push((*from, *to));
+                pairs.push((from, to));
             }
         }
         drop(rows);
@@ -265,13 +363,13 @@ impl Graph {
             let mut rows = outputs.query([])?;
             while let Some(row) = rows.next()? {
                 let output = row.get_ref(1)?.as_bytes().ok().and_then(|path| path.strip_prefix(prefix)).and_then(|name| graph.find(name));
-                let (Some(drv), Some(output)) = (by_id.get(&row.get(0)?), output) else { continue };
+                let (Some(drv), Some(output)) = (by_id.get(row.get(0)?), output) else { continue };
                 if keep_outputs {
-                    pairs.push((*drv, output));
+                    pairs.push((drv, output));
                 }
-                let deriver = derivers.get(output as usize).and_then(|deriver| deriver.as_deref());
-                if keep_derivations && deriver == Some(graph.name(*drv)) && graph.name(*drv).ends_with(b".drv") {
-                    pairs.push((output, *drv));
+                let deriver = derivers.get(output as usize).and_then(Option::as_ref).map(|deriver| found.text(deriver));
+                if keep_derivations && deriver == Some(graph.name(drv)) && graph.name(drv).ends_with(b".drv") {
+                    pairs.push((output, drv));
                 }
             }
         }
@@ -294,6 +392,10 @@ impl Graph {
     }
 
     fn find(&self, name: &[u8]) -> Option<u32> {
+        let node = *self.by_beginning.get(&beginning(name))?;
+        if self.name(node) == name {
+            return Some(node);
+        }
         let (mut low, mut high) = (0, self.len());
         while low < high {
             let middle = low + (high - low) / 2;
@@ -880,6 +982,7 @@ impl Collector<'_, '_> {
         for part in chunk.chunks(ROWS) {
             rows.extend(self.store.db().write("deleting valid paths", |db| delete_rows(db, &prefix, part, graph))?);
             point::<rusqlite::Error>("gc::commit", Moment::After)?;
+            self.store.db().give_turn();
         }
         if self.store.config().durable {
             self.store.db().sync_log()?;
