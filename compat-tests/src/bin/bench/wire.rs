@@ -7,11 +7,11 @@ use std::path::Path;
 use crate::Result;
 
 /// What the client of Guix 1.5.0 says it speaks.
-const VERSION: u64 = 0x163;
+pub(crate) const VERSION: u64 = 0x163;
 const MAGIC_CLIENT: u64 = 0x6e69_7863;
-const MAGIC_DAEMON: u64 = 0x6478_696f;
+pub(crate) const MAGIC_DAEMON: u64 = 0x6478_696f;
 const NEXT: u64 = 0x6f6c_6d67;
-const LAST: u64 = 0x616c_7473;
+pub(crate) const LAST: u64 = 0x616c_7473;
 const ERROR: u64 = 0x6378_7470;
 
 /// A request's bytes.

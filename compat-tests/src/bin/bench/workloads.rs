@@ -1,12 +1,12 @@
 //! The workloads, B1 to B8. Each function is one turn on one side.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Barrier, Mutex};
 use std::time::{Duration, Instant};
 
 use fruix_drv::{Hash, HashAlgo, Hasher};
@@ -18,7 +18,7 @@ use crate::daemon::{Daemon, Side, settle};
 use crate::graph::Graph;
 use crate::report::{Figure, Unit, figure, latencies, rate};
 use crate::storm::{Dice, Text, plain_text, storm};
-use crate::wire::{Connection, Request, put_string, set_options};
+use crate::wire::{Connection, LAST, MAGIC_DAEMON, Request, VERSION, put_string, set_options};
 
 /// How big the workloads are.
 #[derive(Clone, Debug)]
@@ -140,6 +140,42 @@ fn bare_turns(count: usize) -> Result<Figure> {
     Ok(Figure { name: format!("{})", figure.name), ..figure })
 }
 
+/// What a connection of B1 takes on this machine when nothing is done for it: as many bytes each way, in as many turns, by a process that knows how
+/// many to expect.
+fn bare_connections(socket: &Path, query: &Request, count: usize) -> Result<Figure> {
+    let listener = UnixListener::bind(socket)?;
+    let expected = [24, set_options().0.len(), query.0.len()];
+    let server = std::thread::spawn(move || -> std::io::Result<()> {
+        let mut buffer = [0; 4096];
+        for _ in 0..count {
+            let (mut client, _) = listener.accept()?;
+            client.read_exact(&mut buffer[..8])?;
+            client.write_all(&[MAGIC_DAEMON.to_le_bytes(), VERSION.to_le_bytes()].concat())?;
+            for (turn, bytes) in expected.into_iter().enumerate() {
+                client.read_exact(&mut buffer[..bytes])?;
+                client.write_all(&LAST.to_le_bytes())?;
+                if turn == 2 {
+                    client.write_all(&[0; 8])?;
+                }
+            }
+            // Until it is gone.
+            let _ = client.read(&mut buffer)?;
+        }
+        Ok(())
+    });
+    let mut times = Vec::with_capacity(count);
+    for _ in 0..count {
+        let begin = Instant::now();
+        let mut connection = greet(socket)?;
+        connection.call(query, "w")?;
+        times.push(begin.elapsed());
+    }
+    server.join().map_err(|_| "the server died")??;
+    fs::remove_file(socket)?;
+    let figure = latencies("(the machine: a connection, as many turns, and nothing else", times).into_iter().next().ok_or("no figure")?;
+    Ok(Figure { name: format!("{})", figure.name), ..figure })
+}
+
 fn threads<T: Send>(count: usize, body: impl Fn(usize) -> Result<T> + Sync) -> Result<Vec<T>> {
     std::thread::scope(|scope| {
         let handles: Result<Vec<_>> = (0..count)
@@ -170,6 +206,7 @@ pub(crate) fn connections(bench: &Bench, side: &Side, trace: bool) -> Result<Tur
         }
         figures.extend(latencies("one client after another", times));
         figures.push(bare_turns(10_000)?);
+        figures.push(bare_connections(&side.root.join("bare-socket"), &query, 300)?);
         quiet(&daemon, 2);
         daemon.stop()?;
     }
@@ -294,31 +331,48 @@ pub(crate) fn storm_of_one(bench: &mut Bench, side: &Side, trace: bool) -> Resul
         all = begin.elapsed();
     }
     figures.push(rate("B3 known texts, pipelined", texts.len(), all));
-    figures.push(rate("(the machine: a file and a commit for each text of B2, and nothing else)", texts.len(), bare(side, &texts)?));
+    figures.push(machine(side, &[texts])?);
     finish(figures, daemon, connection)
 }
 
-/// How long it takes to write the files of a storm and to commit their rows one by one, without hashing, locks or a client: what a daemon that
-/// loses nothing when it is killed can at most come to on this machine.
-fn bare(side: &Side, texts: &[&Text]) -> Result<Duration> {
+/// How long it takes to write the files of a storm, each part by a thread of its own, and to commit their rows, without hashing, locks or a client:
+/// what a daemon that loses nothing when it is killed can at most come to on this machine. Whoever has the database commits all rows that wait for it.
+fn bare(side: &Side, parts: &[Vec<&Text>]) -> Result<Duration> {
     let root = side.root.join("bare");
     fs::create_dir(&root)?;
     let schema: Vec<String> = rusqlite::Connection::open(side.database())?
         .prepare("select sql from sqlite_master where sql is not null and name not like 'sqlite_%'")?
         .query_map([], |row| row.get(0))?
         .collect::<std::result::Result<_, _>>()?;
-    let mut connection = rusqlite::Connection::open(root.join("db.sqlite"))?;
+    let connection = rusqlite::Connection::open(root.join("db.sqlite"))?;
     connection.query_row("pragma journal_mode = wal", [], |_| Ok(()))?;
     connection.execute_batch(&format!("pragma synchronous = normal; pragma foreign_keys = 1; {};", schema.join(";")))?;
     let hash = format!("sha256:{}", Hash::sha256("anything").base16());
-    let mut ids = std::collections::HashMap::new();
+    let database = Mutex::new((connection, HashMap::new()));
+    let waiting: Mutex<Vec<&Text>> = Mutex::default();
     settle()?;
     let begin = Instant::now();
-    for (number, text) in texts.iter().enumerate() {
-        fs::write(root.join(number.to_string()), &text.contents)?;
-        let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+    threads(parts.len(), |part| {
+        for (number, text) in parts[part].iter().enumerate() {
+            fs::write(root.join(format!("{part}-{number}")), &text.contents)?;
+            waiting.lock().map_err(|_| "poisoned")?.push(text);
+            let mut database = database.lock().map_err(|_| "poisoned")?;
+            let (connection, ids) = &mut *database;
+            let batch = std::mem::take(&mut *waiting.lock().map_err(|_| "poisoned")?);
+            if !batch.is_empty() {
+                commit(connection, ids, &hash, &batch)?;
+            }
+        }
+        Ok(())
+    })?;
+    Ok(begin.elapsed())
+}
+
+fn commit(connection: &mut rusqlite::Connection, ids: &mut HashMap<String, i64>, hash: &str, batch: &[&Text]) -> Result<()> {
+    let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+    for text in batch {
         let insert = "insert into ValidPaths (path, hash, registrationTime, deriver, narSize) values (?, ?, 1700000000, null, 120)";
-        let id = transaction.prepare_cached(insert)?.insert([&text.path, &hash])?;
+        let id = transaction.prepare_cached(insert)?.insert([text.path.as_str(), hash])?;
         for reference in &text.references {
             let to: Option<&i64> = ids.get(reference.as_str());
             transaction.prepare_cached("insert or ignore into Refs (referrer, reference) values (?, ?)")?.execute((id, to))?;
@@ -326,10 +380,16 @@ fn bare(side: &Side, texts: &[&Text]) -> Result<Duration> {
         if let Some(output) = &text.output {
             transaction.prepare_cached("insert into DerivationOutputs (drv, id, path) values (?, 'out', ?)")?.execute((id, output))?;
         }
-        transaction.commit()?;
-        ids.insert(text.path.as_str(), id);
+        ids.insert(text.path.clone(), id);
     }
-    Ok(begin.elapsed())
+    Ok(transaction.commit()?)
+}
+
+/// The row for [`bare`].
+fn machine(side: &Side, parts: &[Vec<&Text>]) -> Result<Figure> {
+    let by = if parts.len() > 1 { format!(", {} threads", parts.len()) } else { String::new() };
+    let name = format!("(the machine: a file and a commit for each text of B2, and nothing else{by})");
+    Ok(rate(name, parts.iter().map(Vec::len).sum(), bare(side, parts)?))
 }
 
 /// B2 by several clients.
@@ -353,6 +413,11 @@ pub(crate) fn storm_of_many(bench: &mut Bench, side: &Side, trace: bool) -> Resu
     let mut figures = vec![rate(format!("B2 new texts, {} clients", parts.len()), count, end - begin)];
     let (times, connections): (Vec<_>, Vec<_>) = times.into_iter().map(|(_, _, times, connection)| (times, connection)).unzip();
     figures.extend(latencies("B2 one text", times.concat()));
+    if !trace {
+        settle()?;
+        let parts: Vec<Vec<&Text>> = parts.iter().map(|part| part.iter().collect()).collect();
+        figures.push(machine(side, &parts)?);
+    }
     finish(figures, daemon, connections)
 }
 
