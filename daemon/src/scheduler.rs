@@ -1150,7 +1150,7 @@ mod tests {
         let collect = || {
             let options =
                 fruix_store::GcOptions { action: fruix_store::GcAction::DeleteDead, paths_to_delete: Vec::new(), max_freed: u64::MAX };
-            let roots = fruix_store::ProcRoots::default();
+            let roots = crate::runtime_roots::runtime_roots();
             store.collect_garbage(&options, &roots, &mut |_, _| {}, &std::sync::atomic::AtomicBool::new(false)).unwrap();
             store.is_valid(&built).unwrap()
         };
