@@ -264,9 +264,18 @@ impl Builder {
         last: bool,
         kept: &mut Option<BuildDir>,
     ) -> Result<(), Stop> {
-        let (workspace, plan) = self.prepare(job, options).await?;
+        let (workspace, plan) = self.prepare(job, options, kept).await?;
         let mut guard = Guard { held: Some((workspace, Arc::clone(&job.locks))), cleanups: self.cleanups.clone() };
-        let ended = self.run(job, options, &mut guard, &plan).await?;
+        let ended = match self.run(job, options, &mut guard, &plan).await {
+            Ok(ended) => ended,
+            Err(stop) => {
+                // Whose builder was never started shows what it would have been given.
+                if let Some(workspace) = guard.workspace().filter(|workspace| options.keep_failed && workspace.running.is_none()) {
+                    *kept = workspace.build_dir.take();
+                }
+                return Err(stop);
+            }
+        };
         let Some((mut workspace, _)) = guard.held.take() else {
             return Err(Error::request("internal error: a build lost its workspace").into());
         };
@@ -299,7 +308,8 @@ impl Builder {
     }
 
     /// Makes directories and plan, off the runtime's threads.
-    async fn prepare(&self, job: &Job, options: &ClientOptions) -> Result<(Workspace, Plan), Stop> {
+    /// When that fails and the directory is to be looked at, it is in `kept`.
+    async fn prepare(&self, job: &Job, options: &ClientOptions, kept: &mut Option<BuildDir>) -> Result<(Workspace, Plan), Stop> {
         let user = match &self.users {
             Some(users) => Some(UserPool::acquire(users).await?),
             _ => None,
@@ -307,13 +317,26 @@ impl Builder {
         if let Some(user) = &user {
             self.kill_user(user.uid()).await?;
         }
-        let (this, job, cores) = (self.clone(), self.facts(job)?, options.cores);
-        tokio::task::spawn_blocking(move || this.prepare_blocking(&job, user, cores))
-            .await
-            .map_err(|error| Error::request(format!("internal error: {error}")))?
+        let (this, job, cores, keep_failed) = (self.clone(), self.facts(job)?, options.cores, options.keep_failed);
+        let (prepared, dir) = tokio::task::spawn_blocking(move || {
+            let mut dir = None;
+            let prepared = this.prepare_blocking(&job, user, cores, &mut dir);
+            (prepared, dir.filter(|_| keep_failed))
+        })
+        .await
+        .map_err(|error| Error::request(format!("internal error: {error}")))?;
+        *kept = dir;
+        prepared
     }
 
-    fn prepare_blocking(&self, job: &JobFacts, user: Option<BuildUser>, cores: u64) -> Result<(Workspace, Plan), Stop> {
+    /// `made` has the build directory when it is there and the rest failed.
+    fn prepare_blocking(
+        &self,
+        job: &JobFacts,
+        user: Option<BuildUser>,
+        cores: u64,
+        made: &mut Option<BuildDir>,
+    ) -> Result<(Workspace, Plan), Stop> {
         let confined = self.confines(&job.drv);
         let ids = user.as_ref().map(BuildUser::ids);
         let owner = ids.as_ref().map(|ids| (ids.uid, ids.gid));
@@ -328,8 +351,8 @@ impl Builder {
             }
         }
         let shape = if confined { Shape::Nested } else { Shape::Flat };
-        let build_dir = BuildDir::numbered(&self.settings.tmp_dir, &format!("{}{name}", build_dir::PREFIX), shape)?;
-        self.export_references(job, &build_dir, owner)?;
+        let build_dir = made.insert(BuildDir::numbered(&self.settings.tmp_dir, &format!("{}{name}", build_dir::PREFIX), shape)?);
+        self.export_references(job, build_dir)?;
         build_dir.hand_over(owner, 0o700)?;
         let root = if confined {
             let root = BuildDir::named(Path::new(self.store.store_dir().as_str()), format!("{}.chroot", job.drv_path.base_name()))?;
@@ -340,7 +363,7 @@ impl Builder {
         };
         let inside = if confined { PathBuf::from(format!("/tmp/guix-build-{name}-0")) } else { build_dir.top_path() };
         let env = self.environment(job, &inside, cores);
-        let program = self.program(job, &build_dir, &inside, owner, &env)?;
+        let program = self.program(job, build_dir, &inside, owner, &env)?;
         let spec = BuildSpec {
             root: root.as_ref().map(BuildDir::top_path),
             build_dir: build_dir.top_path(),
@@ -352,7 +375,7 @@ impl Builder {
             ..spec(&self.settings, job)
         };
         let plan = if confined { self.sandbox.plan(&spec)? } else { Plan::unconfined(&spec)? };
-        Ok((Workspace { running: None, root, build_dir: Some(build_dir), user }, plan))
+        Ok((Workspace { running: None, root, build_dir: made.take(), user }, plan))
     }
 
     fn program(
@@ -391,8 +414,8 @@ impl Builder {
         environment(&self.settings, job, build_dir, cores)
     }
 
-    /// Writes the files that `exportReferencesGraph` asks for: pairs of a file name and a store path.
-    fn export_references(&self, job: &JobFacts, dir: &BuildDir, owner: Option<(u32, u32)>) -> Result<(), Stop> {
+    /// Writes the files that `exportReferencesGraph` asks for: pairs of a file name and a store path. They stay the daemon's.
+    fn export_references(&self, job: &JobFacts, dir: &BuildDir) -> Result<(), Stop> {
         let Some(text) = job.drv.env_var("exportReferencesGraph") else { return Ok(()) };
         let words: Vec<&[u8]> = words(text).collect();
         if !words.len().is_multiple_of(2) {
@@ -420,7 +443,7 @@ impl Builder {
                 paths.extend(closure(&self.store, outputs.into_values().map(|output| output.path))?);
             }
             let text = self.validity_registration(&paths)?;
-            dir.write_file(&name.to_str_lossy(), text.as_bytes(), owner)?;
+            dir.write_file(&name.to_str_lossy(), text.as_bytes(), None)?;
         }
         Ok(())
     }

@@ -36,6 +36,14 @@ pub enum Error {
         /// Upstream's status: 1, 100 for a permanent failure, 101 for a timeout.
         status: u64,
     },
+    /// What was asked for was tried and could not be built; why has been told already.
+    #[error("{message}")]
+    NotBuilt {
+        /// What the client reads.
+        message: String,
+        /// As of [`Error::Request`].
+        status: u64,
+    },
 }
 
 impl Error {
@@ -53,7 +61,7 @@ impl Error {
     #[must_use]
     pub fn status(&self) -> u64 {
         match self {
-            Error::Request { status, .. } => *status,
+            Error::Request { status, .. } | Error::NotBuilt { status, .. } => *status,
             _ => 1,
         }
     }

@@ -103,6 +103,23 @@ pub enum Target {
     Path(StorePath),
 }
 
+/// Each derivation once, with all that is wanted of it: of two goals for it, the first may end, and say so, before the second is asked for.
+fn together(targets: Vec<Target>) -> Vec<Target> {
+    let mut together: Vec<Target> = Vec::with_capacity(targets.len());
+    let mut places = HashMap::new();
+    for target in targets {
+        if let Target::Derivation(drv, wanted) = &target {
+            let place = *places.entry(drv.clone()).or_insert(together.len());
+            if let Some(Target::Derivation(_, all)) = together.get_mut(place) {
+                all.extend(wanted);
+                continue;
+            }
+        }
+        together.push(target);
+    }
+    together
+}
+
 /// How a goal ended.
 #[derive(Clone, Debug)]
 struct GoalResult {
@@ -526,13 +543,24 @@ impl Scheduler {
     /// Realises `targets` for `requester`. The error's text and status are what the client is told; dropping the future gives up, and stops
     /// what nobody else waits for.
     pub async fn build(&self, requester: &Arc<Requester>, targets: Vec<Target>, mode: BuildMode) -> Result<(), Error> {
-        if mode == BuildMode::Normal && targets.len() <= FEW && self.are_built(requester, &targets).await? {
-            return Ok(());
+        let mut targets = together(targets);
+        let few = targets.len() <= FEW;
+        if few {
+            targets = self.missing(requester, targets, mode).await?;
+            if targets.is_empty() {
+                return Ok(());
+            }
         }
         let (this, requester) = (self.clone(), Arc::clone(requester));
         // A set, since what is in it ends when it is dropped.
         let mut task = JoinSet::new();
-        task.spawn_on(async move { this.realise(&requester, targets, mode).await }, &self.0.runtime);
+        task.spawn_on(
+            async move {
+                let targets = if few { targets } else { this.missing(&requester, targets, mode).await? };
+                this.realise(&requester, targets, mode).await
+            },
+            &self.0.runtime,
+        );
         match task.join_next().await {
             Some(Ok(result)) => result,
             Some(Err(error)) => Err(Error::request(format!("internal error: {error}"))),
@@ -540,15 +568,19 @@ impl Scheduler {
         }
     }
 
-    /// Whether `targets` are derivations for which there is nothing to do.
-    async fn are_built(&self, requester: &Requester, targets: &[Target]) -> Result<bool, Error> {
+    /// Those of `targets` that are no derivations for which there is nothing to do.
+    async fn missing(&self, requester: &Requester, targets: Vec<Target>, mode: BuildMode) -> Result<Vec<Target>, Error> {
+        let mut missing = Vec::new();
         for target in targets {
-            let Target::Derivation(drv, wanted) = target else { return Ok(false) };
-            if !self.0.is_built(requester, drv, wanted).await? {
-                return Ok(false);
+            if let Target::Derivation(drv, wanted) = &target
+                && mode == BuildMode::Normal
+                && self.0.is_built(requester, drv, wanted).await?
+            {
+                continue;
             }
+            missing.push(target);
         }
-        Ok(true)
+        Ok(missing)
     }
 
     async fn realise(&self, requester: &Arc<Requester>, targets: Vec<Target>, mode: BuildMode) -> Result<(), Error> {
@@ -558,9 +590,6 @@ impl Scheduler {
         for target in targets {
             match target {
                 Target::Derivation(drv, wanted) => {
-                    if mode == BuildMode::Normal && self.0.is_built(requester, &drv, &wanted).await? {
-                        continue;
-                    }
                     let goal = self.0.join(&drv, mode, &wanted, 0, std::slice::from_ref(requester));
                     goals.push((drv, goal));
                 }
@@ -608,7 +637,7 @@ impl Scheduler {
         } else {
             1
         };
-        Err(Error::Request { message: format!("build of {paths} failed"), status })
+        Err(Error::NotBuilt { message: format!("build of {paths} failed"), status })
     }
 }
 
@@ -616,15 +645,20 @@ impl Scheduler {
     /// Makes `path`, which is damaged or gone, anew.
     ///
     /// # Errors
-    /// Nobody knows how, or it cannot be built.
+    /// [`fruix_store::Error::CannotRepair`] when nobody knows how, or when it could not be built; else what went wrong.
     pub async fn repair(&self, requester: &Arc<Requester>, path: &StorePath) -> Result<(), Error> {
         let store = &self.0.store;
-        match store.deriver(path)? {
+        let deriver = store.deriver(path)?;
+        let built = match deriver {
             Some(deriver) if store.is_valid(&deriver)? => {
                 self.build(requester, vec![Target::Derivation(deriver, Wanted::All)], BuildMode::Repair).await
             }
-            _ => Err(fruix_store::Error::CannotRepair { path: store.print(path) }.into()),
-        }
+            _ => return Err(fruix_store::Error::CannotRepair { path: store.print(path) }.into()),
+        };
+        built.map_err(|error| match error {
+            Error::NotBuilt { .. } => fruix_store::Error::CannotRepair { path: store.print(path) }.into(),
+            error => error,
+        })
     }
 }
 
@@ -1113,6 +1147,22 @@ mod tests {
 
     impl crate::requester::LineSink for Nowhere {
         fn send(&self, _: &[u8]) {}
+    }
+
+    #[test]
+    fn a_derivation_that_is_named_twice_is_one_target() {
+        let some = |names: &[&str]| Wanted::of(names.iter().map(|name| (*name).to_owned()));
+        let drv = |name: &str, wanted| Target::Derivation(path(name), wanted);
+        let targets = vec![
+            drv("a", some(&["out"])),
+            Target::Path(path("a")),
+            drv("b", Wanted::All),
+            drv("a", some(&["lib"])),
+            drv("b", some(&["out"])),
+        ];
+        let shown: Vec<_> = together(targets).iter().map(|target| format!("{target:?}")).collect();
+        let expected = [drv("a", some(&["lib", "out"])), Target::Path(path("a")), drv("b", Wanted::All)];
+        assert_eq!(shown, expected.iter().map(|target| format!("{target:?}")).collect::<Vec<_>>());
     }
 
     #[tokio::test]

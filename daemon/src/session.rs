@@ -431,7 +431,10 @@ impl Service for Session {
             let mut repair = |path: &StorePath| {
                 let work = async {
                     tokio::select! {
-                        repaired = scheduler.repair(&requester, path) => repaired.map_err(|_| StoreError::CannotRepair { path: store.print(path) }),
+                        repaired = scheduler.repair(&requester, path) => repaired.map_err(|error| match error {
+                            crate::error::Error::Store(error) => error,
+                            error => StoreError::Repair { path: store.print(path), message: error.to_string() },
+                        }),
                         () = raised(cancel) => Err(StoreError::Interrupted),
                     }
                 };

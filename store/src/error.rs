@@ -142,6 +142,15 @@ pub enum Error {
         path: String,
     },
 
+    /// What was to make a missing or damaged path anew ended early.
+    #[error("{message}")]
+    Repair {
+        /// The path, printed.
+        path: String,
+        /// Why.
+        message: String,
+    },
+
     /// Outputs refer to each other in a circle. None of them was registered.
     #[error("cycle detected in the references of `{path}'")]
     Cycle {
