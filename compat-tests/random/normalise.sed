@@ -27,3 +27,5 @@ s/(while setting up the child process: )in phase [A-Za-z]+: /\1/
 /^disk var\/userpool/d
 # Builtin builders for systems, which guix-daemon has not (docs/differences.md).
 s/ freebsd-[a-z]*//g
+# What `ls' prints of a sandbox's directories: made in one minute or in the next.
+s/^(  \| |log \| )([-dl][-rwxst]{9} .* )[A-Z][a-z]{2} [ 0-9][0-9] [0-9]{2}:[0-9]{2} \//\1\2TIME \//
