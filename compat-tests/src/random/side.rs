@@ -313,6 +313,10 @@ pub fn sweep(frx: &Path) -> Result<()> {
 }
 
 fn harm(file: &Path, damage: Damage) -> std::io::Result<()> {
+    // A link leads out of the store, to the directories of this machine.
+    if file.parent().is_some_and(Path::is_symlink) {
+        return Err(std::io::ErrorKind::NotADirectory.into());
+    }
     // Their times as they were: fruixd puts those of directories right where it looks for files to share.
     let directories = [Some(file), file.parent()].into_iter().flatten();
     let times: Vec<_> = directories
