@@ -267,7 +267,27 @@ pub struct Owners {
     groups: HashMap<String, u32>,
 }
 
+/// File flags of words such as `schg,nodump`.
+///
+/// # Errors
+/// The word that is none.
+pub fn parse_flags(words: &str) -> std::result::Result<u32, String> {
+    manifest::parse_flags(words)
+}
+
 impl Owners {
+    /// The number of a user.
+    #[must_use]
+    pub fn user(&self, name: &str) -> Option<u32> {
+        self.users.get(name).copied()
+    }
+
+    /// The number of a group.
+    #[must_use]
+    pub fn group(&self, name: &str) -> Option<u32> {
+        self.groups.get(name).copied()
+    }
+
     /// From the texts of `master.passwd` (or `passwd`) and `group`. Lines without a name and a number are passed over.
     #[must_use]
     pub fn parse(passwd: &str, group: &str) -> Owners {
@@ -388,6 +408,12 @@ impl Tree {
         let (path, entry) = checked(path.as_ref(), entry)?;
         let targets = self.link_targets();
         self.replace_checked(path, entry, &targets)
+    }
+
+    /// [`Tree::replace`] for a tree without hard links: it need not look at all entries for other names of what it replaces.
+    pub(crate) fn replace_unlinked(&mut self, path: &[u8], entry: Entry) -> Result<()> {
+        let (path, entry) = checked(path, entry)?;
+        self.replace_checked(path, entry, &BTreeSet::new())
     }
 
     fn replace_checked(&mut self, path: Vec<u8>, entry: Entry, targets: &BTreeSet<Vec<u8>>) -> Result<()> {
@@ -674,7 +700,16 @@ impl Tree {
     /// # Errors
     /// [`TreeError::Manifest`] with the line; [`TreeError::Host`] when a listed file cannot be looked at.
     pub fn read_manifest(input: impl BufRead, options: &ManifestOptions<'_>) -> Result<Tree> {
-        manifest::read(input, options)
+        manifest::read(input, options, false)
+    }
+
+    /// Reads a manifest only for what its entries are like: of files the kind, mode, owner and flags count, which need not be there. They are said to
+    /// have no bytes.
+    ///
+    /// # Errors
+    /// [`TreeError::Manifest`] with the line.
+    pub fn read_attributes(input: impl BufRead, options: &ManifestOptions<'_>) -> Result<Tree> {
+        manifest::read(input, options, true)
     }
 
     /// Writes the manifest of the tree, one line an entry, which [`Tree::read_manifest`] reads back to an equal tree.
@@ -794,34 +829,16 @@ impl Reader<'_> {
     /// # Errors
     /// [`TreeError::Host`].
     pub fn skip_hole(&mut self, unit: u64, limit: u64) -> Result<u64> {
-        self.skip(nix::unistd::Whence::SeekData, |length| length / unit.max(1) * unit, limit)
-    }
-
-    /// Goes over what is not a hole, in whole units of which the last may reach into one: at least one `unit`, unless that is more than `limit`.
-    /// Returns how many bytes.
-    ///
-    /// # Errors
-    /// [`TreeError::Host`].
-    pub fn skip_data(&mut self, unit: u64, limit: u64) -> Result<u64> {
-        self.skip(nix::unistd::Whence::SeekHole, |length| length.max(1).div_ceil(unit.max(1)) * unit, limit)
-    }
-
-    fn skip(&mut self, whence: nix::unistd::Whence, rounded: impl Fn(u64) -> u64, limit: u64) -> Result<u64> {
         use nix::unistd::{Whence, lseek};
-        let Reader::File { file, path, position, size } = self else {
-            // In memory everything is data.
-            return Ok(if matches!(whence, Whence::SeekHole) { limit } else { 0 });
-        };
+        let Reader::File { file, path, position, size } = self else { return Ok(0) };
         let seek = |to: u64, whence| lseek(&*file, i64::try_from(to).unwrap_or(i64::MAX), whence);
-        let end = match seek(*position, whence) {
+        let end = match seek(*position, Whence::SeekData) {
             Ok(end) => u64::try_from(end).unwrap_or(*position),
             Err(nix::errno::Errno::ENXIO) => *size,
             // A file system that does not know its holes has none.
-            Err(_) if matches!(whence, Whence::SeekHole) => *size,
             Err(_) => *position,
         };
-        let length = end.saturating_sub(*position);
-        let skipped = rounded(length).min(limit);
+        let skipped = (end.saturating_sub(*position) / unit.max(1) * unit).min(limit);
         *position += skipped;
         seek(*position, Whence::SeekSet).map_err(|source| TreeError::Host {
             doing: "reading",
@@ -902,7 +919,7 @@ mod manifest {
     /// What a line, or `/set`, says.
     type Keywords = BTreeMap<String, Vec<u8>>;
 
-    pub(super) fn read(mut input: impl BufRead, options: &ManifestOptions<'_>) -> Result<Tree> {
+    pub(super) fn read(mut input: impl BufRead, options: &ManifestOptions<'_>, attributes: bool) -> Result<Tree> {
         let mut tree = Tree::new();
         let mut inodes = BTreeMap::new();
         let mut defaults = Keywords::new();
@@ -971,7 +988,7 @@ mod manifest {
             let full = head.contains(&b'/') || head == b".";
             let path = if full || directory.is_empty() { written } else { [&directory, &b"/"[..], &written].concat() };
             let path = normalise(&path).map_err(|error| wrong(error.to_string()))?;
-            let (entry, inode) = entry(&path, &words, options, &wrong)?;
+            let (entry, inode) = entry(&path, &words, options, attributes, &wrong)?;
             if entry.node == Node::Dir && !full {
                 directory.clone_from(&path);
             }
@@ -1000,6 +1017,7 @@ mod manifest {
         path: &[u8],
         words: &Keywords,
         options: &ManifestOptions<'_>,
+        attributes: bool,
         wrong: &impl Fn(String) -> TreeError,
     ) -> Result<(Entry, Option<(u64, u64)>)> {
         let text = |key: &str| {
@@ -1033,6 +1051,7 @@ mod manifest {
             "dir" => (0o755, Node::Dir),
             "link" => (0o755, Node::Symlink(link("symbolic link")?)),
             "hard" => (0, Node::HardLink(normalise(&link("hard link")?).map_err(|error| wrong(error.to_string()))?)),
+            "file" if attributes => (0o644, Entry::file(0, Vec::new()).node),
             "file" => {
                 let sparse = !text("tags")?.unwrap_or_default().split(',').any(|tag| tag == "dense");
                 let content = if let Some(data) = words.get("data") {
@@ -1088,7 +1107,7 @@ mod manifest {
         Some(Time { seconds: seconds.parse().ok()?, nanoseconds })
     }
 
-    fn parse_flags(value: &str) -> Result<u32, String> {
+    pub(super) fn parse_flags(value: &str) -> Result<u32, String> {
         let mut flags = 0;
         for word in value.split(',').filter(|word| !word.is_empty() && *word != "none" && *word != "0") {
             let known = |name: &str| FLAGS.iter().find(|(known, _)| *known == name).map(|(_, bit)| *bit);

@@ -510,3 +510,27 @@ fn wrong_plans_say_what_is_wrong() {
     assert!(words(&|plan| plan.partitions[0].size = Some(512)).starts_with("partition `boot' needs 50000 bytes"));
     assert!(words(&|plan| plan.partitions[3].label = "x".repeat(37)).contains("has no place"));
 }
+
+/// What a file needs is decided by its bytes: whether this machine keeps its zeros as a hole or as zeros makes no difference.
+#[test]
+fn holes_of_the_host_do_not_count() {
+    let directory = tempfile::tempdir().unwrap();
+    let size = 80 << 20;
+    let needed = |name: &str, chunk: &[u8]| {
+        let path = directory.path().join(name);
+        let mut file = std::fs::File::create(&path).unwrap();
+        for _ in 0..size / (1 << 20) {
+            io::Write::write_all(&mut file, chunk).unwrap();
+        }
+        std::os::unix::fs::FileExt::write_all_at(&file, b"in the middle", size / 2).unwrap();
+        file.set_len(size).unwrap();
+        let mut tree = Tree::new();
+        tree.insert("", Entry::dir(0o755)).unwrap();
+        tree.insert("file", Entry::host_file(0o644, &path, size)).unwrap();
+        ufs2::needed(&tree, &options(0), 0).unwrap()
+    };
+    let zeros = needed("zeros", &vec![0; 1 << 20]);
+    assert!(zeros < 16 << 20, "{zeros}");
+    assert_eq!(needed("hole", &[]), zeros);
+    assert!(needed("full", &vec![1; 1 << 20]) > size);
+}

@@ -12,7 +12,7 @@ use fruix_freebsd::system::derivations::{PLATFORM, Sources, VERSION, plan, versi
 use fruix_freebsd::system::model::OperatingSystem;
 use fruix_freebsd::system::packages::{NAMES, lists, matches};
 use fruix_freebsd::system::toml::SystemFile;
-use fruix_freebsd::system::{base, canon, closure, rootfs, sets, table};
+use fruix_freebsd::system::{base, canon, closure, rootfs, sets::Sets, table};
 use fruix_freebsd::tree::{Content, Entry, Node, Tree};
 
 const BASE: &str = r#"host-name = "test"
@@ -261,12 +261,14 @@ fn a_small_base_becomes_a_root() {
     std::fs::hard_link(stage.join("bin/sh"), stage.join("bin/ash")).unwrap();
     std::fs::write(
         stage.join("METALOG"),
-        "#mtree 2.0\n./usr/bin/su type=file uid=0 gid=0 mode=04555 flags=schg\n./var/db type=dir uid=5 gid=6 mode=0700\n./gone type=file mode=0644\n./tmp type=dir mode=01777\n",
+        "#mtree 2.0\n/set type=file uid=0 gid=0\n./usr/bin/su mode=04555 flags=schg\n./bin/ash mode=0755\n./bin/sh mode=0755\n/set type=dir uid=5 gid=6\n\
+         ./var/db mode=0700\n./gone type=file mode=0644\n./tmp uid=0 gid=0 mode=01777\n",
     )
     .unwrap();
     let tree = base::read(&stage, "METALOG").unwrap();
     assert!(tree.get("METALOG").is_none() && tree.get("gone").is_none());
-    assert!(matches!(tree.get("bin/ash").unwrap().node, Node::File(_)));
+    assert!(matches!(tree.get("bin/ash").unwrap(), Entry { node: Node::File(_), mode: 0o755, .. }));
+    assert_eq!(tree.get("usr/bin/su").unwrap().flags, 0x2_0000);
 
     let packages = base::cut(&tree, &lists()).unwrap();
     let mut at = BTreeMap::new();
@@ -338,19 +340,63 @@ fn a_small_base_becomes_a_root() {
     }
 }
 
+/// A tree that somebody made up does not lead out of the directory that it is written to.
+#[test]
+fn nothing_is_written_below_a_link() {
+    let directory = tempfile::tempdir().unwrap();
+    let outside = directory.path().join("outside");
+    std::fs::create_dir(&outside).unwrap();
+    let mut tree = Tree::new();
+    tree.insert("a", Entry::symlink(outside.as_os_str().as_encoded_bytes())).unwrap();
+    tree.insert("a/b", Entry::file(0o644, "text".as_bytes())).unwrap();
+    let error = base::write_files(&tree, &directory.path().join("tree")).unwrap_err();
+    assert_eq!(error.to_string(), "`a/b': is below a link");
+    assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 0);
+}
+
+/// Twice as many entries take twice the time, not four times: with the square of their number, these would take minutes.
+#[test]
+fn archives_of_many_entries_are_unpacked_soon() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut tar = tar::Builder::new(Vec::new());
+    for number in 0..150_000 {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(tar::EntryType::Symlink);
+        header.set_mode(0o755);
+        header.set_size(0);
+        tar.append_link(&mut header, format!("link-{number}"), "target").unwrap();
+    }
+    let archive = directory.path().join("base.tar");
+    std::fs::write(&archive, tar.into_inner().unwrap()).unwrap();
+    let started = std::time::Instant::now();
+    let mut sets = Sets::default();
+    sets.add(&archive, &directory.path().join("unpacked")).unwrap();
+    assert_eq!(sets.finish().unwrap().len(), 150_001);
+    assert!(started.elapsed().as_secs() < 60, "{:?}", started.elapsed());
+}
+
 /// A small set, as a release's `tar -cJf base.txz @METALOG` makes it, gives the files, owners and modes of the tree that it was made of. Its hard links
 /// become symbolic ones, which lead to the same file.
 #[test]
 fn a_set_is_the_tree_that_it_was_made_of() {
     let directory = tempfile::tempdir().unwrap();
     let stage = directory.path().join("stage");
-    for (path, text) in [("usr/bin/su", "su"), ("usr/bin/vi", "vi"), ("rescue/cat", "crunched")] {
+    let files = [
+        ("usr/bin/su", "su"),
+        ("usr/bin/vi", "vi"),
+        ("rescue/cat", "crunched"),
+        ("etc/master.passwd", "games:*:7:13::0:0:Games:/:/usr/sbin/nologin\n"),
+        ("etc/group", "operator:*:5:\ngames:*:13:\n"),
+        ("etc/pwd.db", "made anew"),
+    ];
+    for (path, text) in files {
         std::fs::create_dir_all(stage.join(path).parent().unwrap()).unwrap();
         std::fs::write(stage.join(path), text).unwrap();
     }
     std::os::unix::fs::symlink("bin/su", stage.join("usr/su")).unwrap();
     let metalog = "#mtree 2.0\n./usr type=dir uid=0 gid=0 mode=0755\n./usr/bin type=dir uid=0 gid=0 mode=0751\n\
-                   ./usr/bin/su type=file uid=0 gid=5 mode=04555\n./rescue type=dir uid=7 gid=8 mode=0700\n";
+                   ./usr/bin/su type=file uid=0 gname=operator mode=04555 flags=schg\n./rescue type=dir uid=7 gid=8 mode=0700\n\
+                   ./usr/bin/vi type=file uname=games gname=games mode=0644\n";
     std::fs::write(stage.join("METALOG"), metalog).unwrap();
     let expected = base::read(&stage, "METALOG").unwrap();
 
@@ -363,6 +409,19 @@ fn a_set_is_the_tree_that_it_was_made_of() {
             header.set_uid(uid);
             header.set_gid(gid);
             header.set_mtime(1_700_000_000);
+            // As bsdtar has it of a METALOG: names, and no numbers.
+            match name {
+                "./usr/bin/su" => {
+                    header.set_groupname("operator").unwrap();
+                    tar.append_pax_extensions([("SCHILY.fflags", b"schg".as_slice())]).unwrap();
+                }
+                "./usr/bin/vi" => {
+                    header.set_username("games").unwrap();
+                    header.set_groupname("games").unwrap();
+                }
+                "./rescue/" => header.set_username("nobody-knows").unwrap(),
+                _ => {}
+            }
             header.set_size(text.len() as u64);
             if link.is_empty() {
                 tar.append_data(&mut header, name, text).unwrap();
@@ -374,12 +433,15 @@ fn a_set_is_the_tree_that_it_was_made_of() {
         put(Directory, "./", (0o755, 0, 0), "", b"");
         put(Directory, "./usr/", (0o755, 0, 0), "", b"");
         put(Directory, "./usr/bin/", (0o751, 0, 0), "", b"");
-        put(Regular, "./usr/bin/su", (0o4555, 0, 5), "", b"su");
+        put(Regular, "./usr/bin/su", (0o4555, 0, 0), "", b"su");
         put(Regular, "./usr/bin/vi", (0o644, 0, 0), "", b"vi");
         put(Link, "./usr/bin/ex", (0o644, 0, 0), "./usr/bin/vi", b"");
         put(Link, "./usr/ex", (0o644, 0, 0), "./usr/bin/vi", b"");
         put(Symlink, "./usr/su", (0o755, 0, 0), "bin/su", b"");
         put(Directory, "./rescue/", (0o700, 7, 8), "", b"");
+        for (path, text) in files.iter().filter(|(path, _)| path.starts_with("etc/")) {
+            put(Regular, &format!("./{path}"), (0o644, 0, 0), "", text.as_bytes());
+        }
         put(Regular, "./rescue/cat", (0o644, 0, 0), "", b"crunched");
         let plain = tar.into_inner().unwrap();
         let path = directory.path().join(if compressed { "base.txz" } else { "base.tar" });
@@ -402,21 +464,26 @@ fn a_set_is_the_tree_that_it_was_made_of() {
                 Node::Symlink(target) => format!("-> {}", String::from_utf8_lossy(target)),
                 other => other.kind().to_string(),
             };
-            (String::from_utf8_lossy(path).into_owned(), format!("{:o} {}:{} {content}", entry.mode, entry.uid, entry.gid))
+            (
+                String::from_utf8_lossy(path).into_owned(),
+                format!("{:o} {}:{} {:x} {content}", entry.mode, entry.uid, entry.gid, entry.flags),
+            )
         });
         shown.collect()
     };
     let expected = read(&expected);
     for compressed in [false, true] {
         let archive = tar_file(compressed);
-        let mut found = read(&sets::unpack(&archive, &directory.path().join(format!("unpacked-{compressed}"))).unwrap());
+        let mut sets = Sets::default();
+        sets.add(&archive, &directory.path().join(format!("unpacked-{compressed}"))).unwrap();
+        let mut found = read(&sets.finish().unwrap());
         assert!(found.remove("usr/bin/ex").unwrap().ends_with("-> vi"));
         assert!(found.remove("usr/ex").unwrap().ends_with("-> bin/vi"));
         assert_eq!(found, expected);
         // Half an archive is none.
         let bytes = std::fs::read(&archive).unwrap();
         std::fs::write(&archive, &bytes[..bytes.len() / 2]).unwrap();
-        sets::unpack(&archive, &directory.path().join(format!("half-{compressed}"))).unwrap_err();
+        Sets::default().add(&archive, &directory.path().join(format!("half-{compressed}"))).unwrap_err();
     }
 }
 

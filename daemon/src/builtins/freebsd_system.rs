@@ -12,7 +12,7 @@ use fruix_drv::{StoreDir, StorePath};
 use fruix_freebsd::system::closure::{self, Closure};
 use fruix_freebsd::system::derivations::{VERSION, version};
 use fruix_freebsd::system::model::OperatingSystem;
-use fruix_freebsd::system::{base, canon, fields::PartType, packages::Cut, rootfs, sets};
+use fruix_freebsd::system::{base, canon, fields::PartType, packages::Cut, rootfs, sets::Sets};
 use fruix_freebsd::tree::Tree;
 use fruix_store::PathInfo;
 
@@ -85,15 +85,14 @@ pub fn base(input: &BuiltinInput, log: &mut dyn Write) -> Result<(), BuiltinErro
         }
         (None, Some(list)) => {
             let scratch = PathBuf::from(input.required("NIX_BUILD_TOP")?).join("unpacked");
-            let mut tree = Tree::new();
+            let mut sets = Sets::default();
             for (index, archive) in list.split_whitespace().enumerate() {
                 let archive = input.in_store(archive)?;
                 hashes.push(hash(&archive)?);
                 say(log, &format!("unpacking {}", archive.display()));
-                let more = sets::unpack(&archive, &scratch.join(index.to_string())).map_err(|reason| input.system_error(reason))?;
-                tree.overlay(more).map_err(tell)?;
+                sets.add(&archive, &scratch.join(index.to_string())).map_err(|reason| input.system_error(reason))?;
             }
-            (tree, Some(scratch))
+            (sets.finish().map_err(|reason| input.system_error(reason))?, Some(scratch))
         }
         _ => return Err(input.system_error("there must be either `tree' or `sets'")),
     };

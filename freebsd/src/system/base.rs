@@ -17,7 +17,7 @@ const SOURCE: &str = "# made from ";
 /// The time of everything, as in a store.
 pub const TIME: Time = Time::seconds(1);
 /// What a base may have, and a system makes for itself.
-const LEFT_OUT: [&[u8]; 4] = [b"etc/pwd.db", b"etc/spwd.db", b"etc/login.conf.db", b"var/db/services.db"];
+pub(super) const LEFT_OUT: [&[u8]; 4] = [b"etc/pwd.db", b"etc/spwd.db", b"etc/login.conf.db", b"var/db/services.db"];
 
 fn host(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> TreeError {
     move |source| TreeError::Host { doing, path: path.to_owned(), source }
@@ -45,9 +45,8 @@ pub fn read(directory: &Path, manifest: &str) -> Result<Tree, TreeError> {
     match fs::read(&file) {
         Ok(text) => {
             let owners = Owners::from_directory(&directory.join("etc")).unwrap_or_default();
-            let listed: Vec<u8> = text.split_inclusive(|byte| *byte == b'\n').flat_map(|line| with_contents(line, directory)).collect();
-            let options = ManifestOptions { name: manifest, root: Some(directory), owners: &owners, time: TIME };
-            for (path, entry) in Tree::read_manifest(listed.as_slice(), &options)?.iter() {
+            let options = ManifestOptions { name: manifest, root: None, owners: &owners, time: TIME };
+            for (path, entry) in Tree::read_attributes(text.as_slice(), &options)?.iter() {
                 // What is there counts, the list says what it is like.
                 match tree.get_mut(path) {
                     Some(there) if there.node.kind() == entry.node.kind() => {
@@ -66,25 +65,6 @@ pub fn read(directory: &Path, manifest: &str) -> Result<Tree, TreeError> {
     }
     tree.complete(&Entry::dir(0o755).time(TIME));
     Ok(tree)
-}
-
-/// A manifest's line that says where its file is, so that inode numbers do not count; nothing where the file is missing.
-fn with_contents(line: &[u8], directory: &Path) -> Vec<u8> {
-    let mut words = line.split(|byte| byte.is_ascii_whitespace()).filter(|word| !word.is_empty());
-    let path = words.next().unwrap_or_default();
-    if !words.any(|word| word == b"type=file") {
-        return line.to_vec();
-    }
-    let plain = path.strip_prefix(b"./").unwrap_or(path);
-    if !plain.contains(&b'\\') && fs::symlink_metadata(directory.join(std::ffi::OsStr::from_bytes(plain))).is_err() {
-        return Vec::new();
-    }
-    let end = line.iter().rposition(|byte| !byte.is_ascii_whitespace()).map_or(0, |at| at + 1);
-    let mut line = line.get(..end).unwrap_or_default().to_vec();
-    line.extend_from_slice(b" contents=");
-    line.extend_from_slice(plain);
-    line.push(b'\n');
-    line
 }
 
 /// Makes a file of its own of each further name that a file of `directory` has.
@@ -128,7 +108,7 @@ pub fn cut(base: &Tree, lists: &[PackageList]) -> Result<BTreeMap<String, Tree>,
 /// going to be called. A file that anybody may execute is executable. `source` is the hash of what the base was made from.
 ///
 /// # Errors
-/// [`TreeError::Host`] when something cannot be read or written.
+/// Those of [`write_files`].
 pub fn write(tree: &Tree, target: &Path, path: &Path, source: &str) -> Result<(), TreeError> {
     let mut listed = tree.clone();
     write_files(tree, target)?;
@@ -146,10 +126,12 @@ pub fn write(tree: &Tree, target: &Path, path: &Path, source: &str) -> Result<()
 /// Writes directories, files and symbolic links to the new directory `target`, without owners, flags and times.
 ///
 /// # Errors
-/// [`TreeError::Host`] when something cannot be read or written.
+/// [`TreeError::Host`] when something cannot be read or written, [`TreeError::Conflict`] for what is below something else than a directory.
 pub fn write_files(tree: &Tree, target: &Path) -> Result<(), TreeError> {
     let mut tree = tree.clone();
     tree.complete(&Entry::dir(0o755));
+    // What is below a symbolic link would be written to where that leads.
+    tree.check()?;
     for (name, entry) in tree.iter() {
         let to = if name.is_empty() { target.to_owned() } else { target.join(std::ffi::OsStr::from_bytes(name)) };
         match &entry.node {

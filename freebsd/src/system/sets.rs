@@ -1,23 +1,69 @@
 //! FreeBSD's archives, `base.txz` and the like: a tar, plain or compressed with xz.
+//!
+//! A release is built without root, and its archives are made of a `METALOG`: they have the names of owners, with the numbers zero, and file flags as
+//! `SCHILY.fflags`.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, BufReader, Read, Seek};
 use std::path::Path;
 
-use super::base::TIME;
-use crate::tree::{Entry, Tree, normalise, parent, show};
+use super::base::{LEFT_OUT, TIME};
+use crate::tree::{Content, Entry, Node, Owners, Tree, normalise, parent, parse_flags, show};
 
 /// What an xz file begins with.
 const XZ: &[u8] = b"\xFD7zXZ\0";
 /// The most memory that an archive may ask for to be unpacked, in KiB.
 const MEMORY: u32 = 512 * 1024;
 
-/// Unpacks an archive: its files go to the new directory `directory` under numbers, and the tree refers to them. Another name of a file becomes a
-/// symbolic link to the first, since a store does not keep hard links.
-///
-/// # Errors
-/// What is wrong with the archive or the directory, in words.
-pub fn unpack(archive: &Path, directory: &Path) -> Result<Tree, String> {
+/// Archives that are unpacked over each other.
+#[derive(Debug, Default)]
+pub struct Sets {
+    tree: Tree,
+    /// The names of users and groups, by path.
+    owners: BTreeMap<Vec<u8>, (String, String)>,
+}
+
+impl Sets {
+    /// Unpacks one more archive: its files go to the new directory `directory` under numbers, and the tree refers to them. Another name of a file
+    /// becomes a symbolic link to the first, since a store does not keep hard links.
+    ///
+    /// # Errors
+    /// What is wrong with the archive or the directory, in words.
+    pub fn add(&mut self, archive: &Path, directory: &Path) -> Result<(), String> {
+        let tree = unpack(archive, directory, &mut self.owners)?;
+        self.tree.overlay(tree).map_err(|error| error.to_string())
+    }
+
+    /// The files of all, without what a system makes for itself. A name of an owner goes before its number, where `etc/master.passwd` and `etc/group`
+    /// of the archives have it.
+    ///
+    /// # Errors
+    /// Which of these two cannot be read, in words.
+    pub fn finish(mut self) -> Result<Tree, String> {
+        let text = |path: &str| match self.tree.get(path).map(|entry| &entry.node) {
+            Some(Node::File(file)) => match &file.content {
+                Content::Host(from) => fs::read_to_string(from).map_err(|error| format!("`{path}': {error}")),
+                Content::Bytes(bytes) => Ok(String::from_utf8_lossy(bytes).into_owned()),
+            },
+            _ => Ok(String::new()),
+        };
+        let known = Owners::parse(&text("etc/master.passwd")?, &text("etc/group")?);
+        for (path, (user, group)) in &self.owners {
+            if let Some(entry) = self.tree.get_mut(path) {
+                entry.uid = known.user(user).unwrap_or(entry.uid);
+                entry.gid = known.group(group).unwrap_or(entry.gid);
+            }
+        }
+        for path in LEFT_OUT {
+            self.tree.remove(path);
+        }
+        self.tree.complete(&Entry::dir(0o755).time(TIME));
+        Ok(self.tree)
+    }
+}
+
+fn unpack(archive: &Path, directory: &Path, owners: &mut BTreeMap<Vec<u8>, (String, String)>) -> Result<Tree, String> {
     let told = |error: io::Error| format!("`{}': {error}", archive.display());
     let mut file = fs::File::open(archive).map_err(told)?;
     let mut magic = [0; 6];
@@ -41,6 +87,16 @@ pub fn unpack(archive: &Path, directory: &Path) -> Result<Tree, String> {
         let mode = (item.header().mode().map_err(told)? & 0o7777) as u16;
         let link = item.link_name_bytes().map(|link| link.into_owned()).unwrap_or_default();
         let kind = item.header().entry_type();
+        let named = |name: Option<&[u8]>| String::from_utf8_lossy(name.unwrap_or_default()).into_owned();
+        owners.insert(path.clone(), (named(item.header().username_bytes()), named(item.header().groupname_bytes())));
+        let mut flags = 0;
+        for extension in item.pax_extensions().map_err(told)?.into_iter().flatten() {
+            let extension = extension.map_err(told)?;
+            if extension.key_bytes() == b"SCHILY.fflags" {
+                let words = String::from_utf8_lossy(extension.value_bytes());
+                flags = parse_flags(&words).map_err(|flag| wrong(&name, &format!("`{flag}' is no file flag")))?;
+            }
+        }
         let entry = match kind {
             tar::EntryType::Directory => Entry::dir(mode),
             tar::EntryType::Symlink => Entry::symlink(link),
@@ -59,9 +115,8 @@ pub fn unpack(archive: &Path, directory: &Path) -> Result<Tree, String> {
             }
             other => return Err(wrong(&name, &format!("entries of type {other:?} are not known"))),
         };
-        tree.replace(&path, entry.owner(uid, gid).time(TIME)).map_err(|error| error.to_string())?;
+        tree.replace_unlinked(&path, Entry { flags, ..entry.owner(uid, gid).time(TIME) }).map_err(|error| error.to_string())?;
     }
-    tree.complete(&Entry::dir(0o755).time(TIME));
     Ok(tree)
 }
 

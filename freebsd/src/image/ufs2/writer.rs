@@ -503,6 +503,31 @@ fn widen(bytes: &mut [u8], last: usize, end: usize) {
     }
 }
 
+/// Files with more bytes than this are read to know how much room they need.
+const LARGE: u64 = 64 << 20;
+
+/// How many blocks of a file become holes: the bytes decide, not where the host has holes.
+fn holes(file: &tree::File, geometry: &Geometry) -> Result<u64> {
+    let mut reader = file.content.open(file.size)?;
+    let mut buffer = vec![0; usize::try_from(geometry.block).unwrap_or(0)];
+    let (mut holes, mut hole) = (0, true);
+    // The last block is always there.
+    let mut left = file.size.div_ceil(geometry.block).saturating_sub(1);
+    while left > 0 {
+        if hole {
+            let skipped = reader.skip_hole(geometry.block, left * geometry.block)? / geometry.block;
+            (holes, left) = (holes + skipped, left - skipped);
+        }
+        if left > 0 {
+            reader.fill(&mut buffer)?;
+            hole = is_zero(&buffer);
+            holes += u64::from(hole);
+            left -= 1;
+        }
+    }
+    Ok(holes)
+}
+
 /// Bytes in files and directories' blocks that the tree needs at most, and inodes.
 fn content(planned: &[Planned<'_>], geometry: &Geometry) -> Result<u64> {
     let (starts, list) = children(planned);
@@ -529,19 +554,8 @@ fn content(planned: &[Planned<'_>], geometry: &Geometry) -> Result<u64> {
                 of_size((size * 2 + 512).next_multiple_of(512), 0)
             }
             Node::File(file) => {
-                let mut holes = 0;
-                // Only what is large is worth a look, and then only at what the host knows to be a hole.
-                if file.sparse && file.size > 64 << 20 {
-                    let mut reader = file.content.open(file.size)?;
-                    let mut left = file.size.div_ceil(geometry.block) - 1;
-                    while left > 0 {
-                        let skipped = reader.skip_hole(geometry.block, left * geometry.block)? / geometry.block;
-                        holes += skipped;
-                        left -= skipped;
-                        let data = reader.skip_data(geometry.block, left * geometry.block)? / geometry.block;
-                        left -= data;
-                    }
-                }
+                // Only what is large is worth a look.
+                let holes = if file.sparse && file.size > LARGE { holes(file, geometry)? } else { 0 };
                 of_size(file.size, holes)
             }
             Node::Symlink(target) if target.len() >= format::INLINE_LINK => of_size(target.len() as u64, 0),
@@ -553,7 +567,7 @@ fn content(planned: &[Planned<'_>], geometry: &Geometry) -> Result<u64> {
 }
 
 /// How large a file system with this tree must be at least: [`Options::size`] of a later [`write()`]. `free` bytes more are for files to come.
-/// Of a large file with holes those count as empty which the host knows of; the result may thus depend on the host.
+/// Of a file larger than 64 MiB, blocks of zeros need none: it is read to find them.
 ///
 /// # Errors
 /// As [`write()`].
