@@ -84,6 +84,7 @@ path = "/jails/web"
 program = "fruixd"
 client = "fruix"
 build-users = 2
+base = true
 [loader]
 "kern.hz" = 100
 [rc-conf]
@@ -290,6 +291,18 @@ fn a_small_base_becomes_a_root() {
     assert_eq!(kept("profile/bin/sh"), Some(Node::Symlink(format!("{}/bin/sh", at["sh"].0).into_bytes())));
     assert_eq!(kept("profile/usr/bin/su"), Some(Node::Symlink(b"/run/privileged/usr/bin/su".to_vec())));
     assert_eq!(kept("etc/termcap"), Some(Node::Symlink(b"../usr/share/misc/termcap".to_vec())));
+
+    // Builders see the base: its directories, and the packages to which these lead.
+    let script = match &closure.tree.get("usr/local/etc/rc.d/fruixd").unwrap().node {
+        Node::File(file) => match &file.content {
+            Content::Bytes(bytes) => String::from_utf8(bytes.to_vec()).unwrap(),
+            Content::Host(path) => panic!("{path:?}"),
+        },
+        other => panic!("{other:?}"),
+    };
+    for directory in [format!("/bin={path}/profile/bin"), format!("/usr/bin={path}/profile/usr/bin"), at["sh"].0.clone()] {
+        assert!(script.contains(&format!(" --chroot-directory={directory} ")), "{directory}: {script}");
+    }
 
     let database = directory.path().join("db");
     std::fs::write(&database, "db").unwrap();

@@ -133,6 +133,13 @@ pub fn compose(ingredients: &Ingredients<'_>) -> Result<Closure, String> {
             tree.insert(format!("usr/local/{name}"), Entry::symlink(program.as_bytes())).map_err(tell)?;
         }
     }
+    // Programs are links to the packages, which must be there, too.
+    let seen: Vec<String> = PROFILE_DIRECTORIES
+        .iter()
+        .filter(|name| tree.iter().any(|(path, _)| path.starts_with(format!("profile/{name}/").as_bytes())))
+        .map(|name| format!("/{name}={path}/profile/{name}"))
+        .chain(packages.values().map(|(path, _)| path.clone()))
+        .collect();
     let mut put = |name: String, mode: u16, text: String| tree.replace(name, Entry::file(mode, text.into_bytes())).map_err(tell);
     for (name, text) in etc(ingredients, &base) {
         put(format!("etc/{name}"), 0o644, text)?;
@@ -148,7 +155,7 @@ pub fn compose(ingredients: &Ingredients<'_>) -> Result<Closure, String> {
     for (name, text) in metadata(ingredients) {
         put(format!("metadata/{name}.scm"), 0o644, text)?;
     }
-    for (name, text) in rc_scripts(system) {
+    for (name, text) in rc_scripts(system, &seen) {
         put(format!("usr/local/etc/rc.d/{name}"), 0o755, text)?;
     }
     if let Some(shepherd) = &system.services.shepherd {
@@ -375,8 +382,8 @@ fn ready_commands(system: &OperatingSystem) -> String {
     format!("mkdir -p '{directory}' && echo ready > '{marker}' && echo '{READY_LINE}{marker}' > /dev/console")
 }
 
-/// The scripts for rc(8).
-fn rc_scripts(system: &OperatingSystem) -> Vec<(&'static str, String)> {
+/// The scripts for rc(8). `base` is what a builder sees that sees the base: directories, as fruixd's flag has them.
+fn rc_scripts(system: &OperatingSystem, base: &[String]) -> Vec<(&'static str, String)> {
     let services = &system.services;
     let mut scripts = Vec::new();
     let mut last = vec!["FILESYSTEMS", "NETWORKING", "SERVERS", "DAEMON", "LOGIN"];
@@ -396,7 +403,8 @@ fn rc_scripts(system: &OperatingSystem) -> Vec<(&'static str, String)> {
         )
     };
     if let Some(fruixd) = &services.fruixd {
-        let (program, flags) = (&fruixd.program, fruixd.flags.join(" "));
+        let shown = base.iter().filter(|_| fruixd.base).map(|directory| format!("--chroot-directory={directory}"));
+        let (program, flags) = (&fruixd.program, shown.chain(fruixd.flags.iter().cloned()).collect::<Vec<_>>().join(" "));
         let body = format!(
             "pidfile=/var/run/fruixd.pid\ncommand=/usr/sbin/daemon\nprocname='{program}'\nstart_precmd=fruixd_prestart\nfruixd_prestart() {{ mkdir -p /var/log; }}\n\
              command_args=\"-p $pidfile -o /var/log/fruixd.log '{program}' --build-users-group=fruixbuild {flags}\""
@@ -426,8 +434,9 @@ fn rc_scripts(system: &OperatingSystem) -> Vec<(&'static str, String)> {
 fn shepherd_configuration(system: &OperatingSystem, more: &str) -> String {
     let mut command = String::new();
     push_string(&mut command, &ready_commands(system));
+    // The console is the terminal of process 1's session, and a getty takes it only by that name: it revokes the name that it opens.
     let getty = if system.init_mode == "shepherd-pid1" {
-        "(register-services\n (list (service '(console)\n   #:start (make-forkexec-constructor '(\"/usr/libexec/getty\" \"3wire\" \"ttyu0\"))\n   #:stop (make-kill-destructor)\n   #:respawn? #t)))\n(start-service (lookup-service 'console))\n"
+        "(register-services\n (list (service '(console)\n   #:start (make-forkexec-constructor '(\"/usr/libexec/getty\" \"3wire\" \"console\"))\n   #:stop (make-kill-destructor)\n   #:respawn? #t)))\n(start-service (lookup-service 'console))\n"
     } else {
         ""
     };
@@ -442,8 +451,9 @@ fn pid1(shepherd: &str) -> String {
     format!(
         "#!/bin/sh\n# Process 1: what rc(8) does at boot, then the Shepherd.\n\
          PATH=/sbin:/bin:/usr/sbin:/usr/bin\nexport PATH\n/bin/sh /etc/rc autoboot </dev/console >/dev/console 2>&1\n\
+         # The login will have the console to itself.\n\
          exec '{shepherd}/bin/shepherd' -c {CURRENT_SYSTEM}/shepherd/init.scm -l /var/log/shepherd.log -s /var/run/shepherd.sock \
-         </dev/console >/dev/console 2>&1\n"
+         </dev/null >>/var/log/shepherd.out 2>&1\n"
     )
 }
 

@@ -235,6 +235,8 @@ parts! {
         pub build_users = "build-users": u64, Missing::Number(8), Check::Range(1, 200);
         /// The uid of the first; the others follow. The group fruixbuild has the same number.
         pub first_uid = "first-uid": u64, Missing::Number(30_001), Check::Range(1000, 60_000);
+        /// Whether builders see the system's own programs and libraries, read-only at their usual places. What they make then depends on these.
+        pub base = "base": bool, Missing::Flag(false), Check::Any;
         /// Flags of fruixd.
         pub flags = "flags": Vec<String>, Missing::Empty, Check::Token;
     }

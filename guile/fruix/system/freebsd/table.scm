@@ -94,6 +94,7 @@
      (client text (is #f) #f)
      (build-users number (is 8) (range 1 200))
      (first-uid number (is 30001) (range 1000 60000))
+     (base flag (is #f) #f)
      (flags texts (is ()) #f))
     (file
      (path text required #f)
