@@ -3,13 +3,16 @@
 #
 #   FREEBSD_GUEST=COMMAND  runs as COMMAND DIR, and runs DIR's run.sh as root on FreeBSD with DIR at /t (see build-aux/check-freebsd); required
 #   MKIMAGE=FILE           another mkimage than the one that is built here (freebsd/examples/mkimage.rs)
+#   IMAGE=FILE             a raw image of `fruix system image': it is looked at instead, with FreeBSD's own reading of its partitions
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
 checkout=${here%/*/*}
 say() { printf 'fsck: %s\n' "$*" >&2; }
 [ -n "${FREEBSD_GUEST:-}" ] || { say "say how FreeBSD is run: FREEBSD_GUEST=COMMAND"; exit 1; }
 "$checkout/build-aux/install-packages" python3
-if [ -z "${MKIMAGE:-}" ]; then
+if [ -n "${IMAGE:-}" ]; then
+  :
+elif [ -z "${MKIMAGE:-}" ]; then
   export PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
   cargo build --quiet --locked --release --manifest-path "$checkout/Cargo.toml" -p fruix-freebsd --example mkimage
   MKIMAGE=${CARGO_TARGET_DIR:-$checkout/target}/release/examples/mkimage
@@ -17,17 +20,25 @@ fi
 work=$(mktemp -d /var/tmp/fruix-fsck.XXXXXX)
 trap 'rm -rf "$work"' EXIT
 trap 'exit 130' INT TERM
-python3 "$here/readers.py" make "$work/tree" 1500
-# Odd names are for the readers; the guest's shell goes over the rest.
-rm "$work"/tree/odd*
 mkdir "$work/t"
+kinds=""
 make_image() { "$MKIMAGE" --directory "$work/tree" --under-root --check --compare "${@:2}" "$work/t/$1.ufs" >"$work/log" || { cat "$work/log"; exit 1; }; }
-make_image usual --size $((128 << 20))
-make_image small --size $((96 << 20)) --block 4096 --fragment 512 --no-soft-updates
 files() { find . -type f ! -name 'sparse' ! -name tail ! -name 'n*n' -print0 | LC_ALL=C sort -z | xargs -0 cat; }
-(cd "$work/tree" && files | sha256sum | cut -d' ' -f1) >"$work/t/sha256"
-find "$work/tree" | wc -l >"$work/t/count"
-cat >"$work/t/run.sh" <<'END'
+if [ -n "${IMAGE:-}" ]; then
+  cp --sparse=always "$IMAGE" "$work/t/system.raw"
+  chmod u+w "$work/t/system.raw"
+else
+  kinds="usual small"
+  python3 "$here/readers.py" make "$work/tree" 1500
+  # Odd names are for the readers; the guest's shell goes over the rest.
+  rm "$work"/tree/odd*
+  make_image usual --size $((128 << 20))
+  make_image small --size $((96 << 20)) --block 4096 --fragment 512 --no-soft-updates
+  (cd "$work/tree" && files | sha256sum | cut -d' ' -f1) >"$work/t/sha256"
+  find "$work/tree" | wc -l >"$work/t/count"
+fi
+echo "kinds='$kinds'" >"$work/t/run.sh"
+cat >>"$work/t/run.sh" <<'END'
 set -u
 status=0
 expect() { if [ "$2" = "$3" ]; then echo "ok $1"; else echo "NOT OK $1: $2, not $3"; status=1; fi; }
@@ -37,7 +48,23 @@ check() {
   # Its questions have a `?'; without one, and with status 0, there is nothing that it would change.
   if [ $result -eq 0 ] && ! grep -q '[?]' /tmp/fsck.log; then echo "ok $2"; else echo "NOT OK $2"; cat /tmp/fsck.log; status=1; fi
 }
-for kind in usual small; do
+if [ -f /t/system.raw ]; then
+  unit=$(mdconfig -a -t vnode -f /t/system.raw) || exit 1
+  gpart show "$unit"
+  expect "system: the table's state" "$(gpart list "$unit" | sed -n 's/^ *state: //p')" OK
+  # The last partition is the root file system.
+  root=$(cd /dev && ls -d "${unit}"p* | tail -n 1)
+  check "$root" "system: fsck_ffs -n of what was made"
+  mount "/dev/$root" /mnt || exit 1
+  find /mnt | wc -l
+  find /mnt -type f -print0 | xargs -0 cat >/dev/null && echo "ok system: reading" || { echo "NOT OK system: reading"; status=1; }
+  cp -R /mnt/etc /mnt/root/new && rm -rf /mnt/var/tmp && rm /mnt/firstboot && dd if=/dev/zero of=/mnt/root/large bs=1m count=20 2>/dev/null &&
+    echo "ok system: writing" || { echo "NOT OK system: writing"; status=1; }
+  umount /mnt || status=1
+  check "$root" "system: fsck_ffs -n after writing"
+  mdconfig -d -u "$unit"
+fi
+for kind in $kinds; do
   unit=$(mdconfig -a -t vnode -f "/t/$kind.ufs") || exit 1
   check "$unit" "$kind: fsck_ffs -n of what was made"
   mount "/dev/$unit" /mnt || exit 1
