@@ -153,9 +153,9 @@ pub(crate) fn register(
         *previous = Some(infos);
         return Ok(());
     }
-    for item in &staged {
+    for (item, info) in staged.iter().zip(&infos) {
         let place = item.place(&staging);
-        store.deduplicate(&place)?;
+        store.deduplicate_hashed(&place, Some(info.nar_hash))?;
         store.sync_at(&place)?;
     }
     for (item, info) in staged.iter().zip(&infos) {

@@ -82,12 +82,12 @@ impl<'a, 'r> Deduplicator<'a, 'r> {
         Ok(())
     }
 
-    /// Deduplicates what is at `place`, whatever that is.
-    pub(crate) fn tree(&mut self, place: &Place<'_>, cancel: &AtomicBool) -> Result<()> {
+    /// Deduplicates what is at `place`, whatever that is. `hash` is the SHA-256 of its archive, if that is known.
+    pub(crate) fn tree(&mut self, place: &Place<'_>, hash: Option<Hash>, cancel: &AtomicBool) -> Result<()> {
         let stat = lstat_at(place.dir, &place.name).map_err(Error::io("getting attributes of path", &place.shown))?;
         match kind(&stat) {
             SFlag::S_IFDIR => self.directory(place, 0, cancel),
-            SFlag::S_IFREG => self.file(place, None),
+            SFlag::S_IFREG => self.file(place, None, hash),
             _ => Ok(()),
         }
     }
@@ -113,14 +113,14 @@ impl<'a, 'r> Deduplicator<'a, 'r> {
             let child_place = Place::new(dir.as_fd(), name, &place.shown);
             match child {
                 Some(Type::Directory) => self.directory(&child_place, depth + 1, cancel)?,
-                Some(Type::File) => self.file(&child_place, Some(dir.as_fd()))?,
+                Some(Type::File) => self.file(&child_place, Some(dir.as_fd()), None)?,
                 Some(_) => {}
                 None => {
                     let stat =
                         lstat_at(dir.as_fd(), &child_place.name).map_err(Error::io("getting attributes of path", &child_place.shown))?;
                     match kind(&stat) {
                         SFlag::S_IFDIR => self.directory(&child_place, depth + 1, cancel)?,
-                        SFlag::S_IFREG => self.file(&child_place, Some(dir.as_fd()))?,
+                        SFlag::S_IFREG => self.file(&child_place, Some(dir.as_fd()), None)?,
                         _ => {}
                     }
                 }
@@ -134,7 +134,7 @@ impl<'a, 'r> Deduplicator<'a, 'r> {
     }
 
     /// Deduplicates a file. `parent` is its directory when that is part of the item, and thus read-only and of a certain time.
-    fn file(&mut self, place: &Place<'_>, parent: Option<BorrowedFd<'_>>) -> Result<()> {
+    fn file(&mut self, place: &Place<'_>, parent: Option<BorrowedFd<'_>>, hash: Option<Hash>) -> Result<()> {
         let shown = &place.shown;
         let stat = lstat_at(place.dir, &place.name).map_err(Error::io("getting attributes of path", shown))?;
         let size = u64::try_from(stat.st_size).unwrap_or(0);
@@ -148,7 +148,10 @@ impl<'a, 'r> Deduplicator<'a, 'r> {
         if links(&stat) > 1 && self.known.contains(&stat.st_ino) {
             return Ok(());
         }
-        let hash = crate::scan::hash_at(place, HashAlgo::Sha256)?.0;
+        let hash = match hash {
+            Some(hash) => hash,
+            None => crate::scan::hash_at(place, HashAlgo::Sha256)?.0,
+        };
         // By read(2): pages that are mapped can be other than the file, with a debugger at work.
         let link = OsString::from(hash.base32());
         let shown_link = self.shown.join(&link);

@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, BufWriter, Read, Write};
+use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -10,9 +10,10 @@ use std::path::{Path, PathBuf};
 use bstr::{BStr, ByteSlice};
 use fruix_protocol::limits::NAR_DEPTH;
 use fruix_protocol::nar::{Event, Reader, Writer};
+use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat, readlinkat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat, mkdirat};
-use nix::unistd::symlinkat;
+use nix::unistd::{Whence, lseek, symlinkat};
 
 use crate::failpoints::{Writes, step};
 use crate::fsutil::{
@@ -102,16 +103,36 @@ fn sorted<'d>(dir: &'d OwnedFd, place: &Place<'_>) -> Result<impl Iterator<Item 
     Ok(names.into_iter().map(move |name| Place { dir: dir.as_fd(), shown: shown.join(&name), name }))
 }
 
-/// Gives the `size` bytes of `file` to `take`.
+/// Gives the `size` bytes of `file` to `take`. Zeros that the file system does not keep are not read.
 fn copy_data(file: OwnedFd, size: u64, shown: &Path, buffer: &mut [u8], take: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
     let mut file = File::from(file).take(size);
     let mut left = size;
+    // A hole is looked for where there may be one: at the beginning of a large file, and behind zeros.
+    let mut hole = size > CHUNK as u64;
     while left > 0 {
+        if hole && left > CHUNK as u64 {
+            let mut zeros = hole_at(file.get_ref(), size - left, size).min(left);
+            if zeros > 0 {
+                buffer.fill(0);
+            }
+            left -= zeros;
+            while zeros > 0 {
+                let now = zeros.min(buffer.len() as u64);
+                take(buffer.get(..usize::try_from(now).unwrap_or(0)).unwrap_or_default())?;
+                zeros -= now;
+            }
+            file.get_ref().seek(SeekFrom::Start(size - left)).map_err(Error::io("reading file", shown))?;
+            file.set_limit(left);
+            hole = false;
+            continue;
+        }
         match file.read(buffer) {
             // It was longer a moment ago.
             Ok(0) => return Err(Error::Changed { path: shown.to_owned() }),
             Ok(got) => {
-                take(buffer.get(..got).unwrap_or_default())?;
+                let bytes = buffer.get(..got).unwrap_or_default();
+                hole = bytes.ends_with(&[0; 4096]);
+                take(bytes)?;
                 left = left.saturating_sub(got as u64);
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -119,6 +140,17 @@ fn copy_data(file: OwnedFd, size: u64, shown: &Path, buffer: &mut [u8], take: &m
         }
     }
     Ok(())
+}
+
+/// How many bytes from `at` on are a hole of a file that has `size` bytes. The last ones are left to be read, which shows whether they are still there.
+fn hole_at(file: &File, at: u64, size: u64) -> u64 {
+    let end = match lseek(file, i64::try_from(at).unwrap_or(i64::MAX), Whence::SeekData) {
+        Ok(end) => u64::try_from(end).unwrap_or(at),
+        Err(Errno::ENXIO) => size,
+        // A file system that does not know its holes has none.
+        Err(_) => at,
+    };
+    end.min(size.saturating_sub(1)).saturating_sub(at)
 }
 
 /// How much [`restore_at`] and [`copy_at`] have made.
@@ -368,6 +400,43 @@ mod tests {
         let mut writer = Writer::new(Vec::new());
         write(tree, &mut writer);
         writer.finish().unwrap()
+    }
+
+    /// Holes are zeros, wherever they are, and are not read; the last byte is.
+    #[test]
+    fn holes_are_zeros() {
+        let (_guard, dir) = temp_dir();
+        let chunk = CHUNK as u64;
+        for (name, size, places) in [
+            ("empty", 9 * chunk + 17, &[][..]),
+            ("middle", 9 * chunk, &[4 * chunk + 5]),
+            ("ends", 40 * chunk + 1, &[0, 20 * chunk, 40 * chunk]),
+            ("one", 1, &[]),
+        ] {
+            let (sparse, full) = (dir.join(name), dir.join(format!("{name}-full")));
+            let file = File::create(&sparse).unwrap();
+            file.set_len(size).unwrap();
+            let mut bytes = vec![0; usize::try_from(size).unwrap()];
+            for place in places {
+                std::os::unix::fs::FileExt::write_all_at(&file, b"x", *place).unwrap();
+                bytes[usize::try_from(*place).unwrap()] = b'x';
+            }
+            std::fs::write(&full, &bytes).unwrap();
+            let dumped = |path: &Path| {
+                let mut archive = Vec::new();
+                dump_nar(path, &mut archive).unwrap();
+                archive
+            };
+            assert!(dumped(&sparse) == dumped(&full), "{name}");
+            if name == "empty" && file.metadata().unwrap().blocks() == 0 {
+                assert_eq!(hole_at(&file, 0, size), size - 1);
+                assert_eq!(hole_at(&file, chunk, size), size - 1 - chunk);
+                // Somebody has shortened it.
+                file.set_len(chunk).unwrap();
+                let copied = copy_data(File::open(&sparse).unwrap().into(), size, &sparse, &mut [0; CHUNK], &mut |_| Ok(()));
+                assert!(matches!(copied, Err(Error::Changed { .. })));
+            }
+        }
     }
 
     fn assert_canonical(path: &Path) {

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::AtomicBool;
 
-use fruix_drv::StorePath;
+use fruix_drv::{Hash, StorePath};
 
 use crate::fsutil::Place;
 use crate::gc::{Report, Verbosity, show_bytes};
@@ -26,12 +26,20 @@ impl Store {
     /// # Errors
     /// [`Error::Io`], [`Error::Changed`]. That the file system has no room for links is no error.
     pub fn deduplicate(&self, place: &Place<'_>) -> Result<OptimiseStats> {
+        self.deduplicate_hashed(place, None)
+    }
+
+    /// [`Store::deduplicate`] for something whose archive's SHA-256 is known: a large file need not be hashed again.
+    ///
+    /// # Errors
+    /// As [`Store::deduplicate`].
+    pub fn deduplicate_hashed(&self, place: &Place<'_>, hash: Option<Hash>) -> Result<OptimiseStats> {
         if !self.config().deduplicate {
             return Ok(OptimiseStats::default());
         }
         let mut report = trace;
         let mut deduplicator = Deduplicator::new(self, &mut report)?;
-        deduplicator.tree(place, &NEVER)?;
+        deduplicator.tree(place, hash, &NEVER)?;
         Ok(deduplicator.stats)
     }
 
@@ -59,7 +67,7 @@ impl Store {
                 if !self.is_valid(path)? {
                     continue;
                 }
-                match deduplicator.tree(&self.place(path), cancel) {
+                match deduplicator.tree(&self.place(path), None, cancel) {
                     Ok(()) => {}
                     Err(Error::Interrupted) => return Err(Error::Interrupted),
                     Err(error) => deduplicator.say(Verbosity::Error, &format!("error: {error}")),

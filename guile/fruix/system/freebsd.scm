@@ -195,7 +195,8 @@
   (add-text-to-store store name text references))
 
 (define (add-local store name path recursive?)
-  (add-to-store store name recursive? "sha256" path))
+  ;; A link's own archive is that of a link.
+  (add-to-store store name recursive? "sha256" (canonicalize-path path)))
 
 (define (file-name-of url)
   (last (string-split url #\/)))

@@ -1,10 +1,11 @@
 //! What leaves the store: a root file system as files, an image as a copy.
 
-use std::io::{self, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
+use std::io::{self, BufReader, Seek as _, SeekFrom, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
+use fruix_drv::{Hash, HashAlgo, Hasher};
 use fruix_freebsd::tree::{Content, ManifestOptions, Node, Owners, Time, Tree};
 
 use super::Failure;
@@ -14,6 +15,8 @@ pub(super) fn write(manifest: &Path, target: &Path) -> Result<(), Failure> {
     let file = BufReader::new(std::fs::File::open(manifest)?);
     let options = ManifestOptions { name: &manifest.to_string_lossy(), root: None, owners: &Owners::default(), time: Time::seconds(1) };
     let tree = Tree::read_manifest(file, &options)?;
+    // Nothing is written below a symbolic link, wherever that leads.
+    tree.check()?;
     let root = nix::unistd::geteuid().is_root();
     // Modes of directories come last: one that nobody may write must be filled first.
     let mut directories = Vec::new();
@@ -52,26 +55,66 @@ pub(super) fn write(manifest: &Path, target: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
+/// What [`pieces`] gives out.
+pub(super) enum Piece<'a> {
+    /// So many zeros.
+    Zeros(u64),
+    /// These bytes.
+    Data(&'a [u8]),
+}
+
+/// Gives the bytes of the regular file `from` to `take`, in order. What the file system does not keep of it is not read. Returns how many there are.
+pub(super) fn pieces(from: &Path, take: &mut dyn FnMut(Piece<'_>) -> io::Result<()>) -> Result<u64, Failure> {
+    const BLOCK: u64 = 1 << 16;
+    let size = std::fs::symlink_metadata(from)?.len();
+    let content = Content::Host(from.to_owned());
+    let mut reader = content.open(size)?;
+    let mut block = vec![0; usize::try_from(BLOCK)?];
+    let (mut left, mut zeros) = (size, true);
+    while left > 0 {
+        if zeros {
+            let skipped = reader.skip_hole(BLOCK, left / BLOCK * BLOCK)?;
+            left -= skipped;
+            take(Piece::Zeros(skipped))?;
+        }
+        let data = block.get_mut(..usize::try_from(left.min(BLOCK))?).unwrap_or_default();
+        reader.fill(data)?;
+        left -= data.len() as u64;
+        zeros = data.iter().all(|byte| *byte == 0);
+        take(if zeros { Piece::Zeros(data.len() as u64) } else { Piece::Data(data) })?;
+    }
+    Ok(size)
+}
+
 /// Copies a file; blocks of zeros become holes.
 pub(super) fn copy_sparse(from: &Path, to: &Path) -> Result<(), Failure> {
     let told = |error: io::Error| format!("copying to `{}': {error}", to.display());
-    let mut input = std::fs::File::open(from)?;
     let mut out = std::fs::File::create(to).map_err(told)?;
-    let mut block = vec![0; 1 << 16];
-    let mut length = 0_u64;
-    loop {
-        let count = input.read(&mut block)?;
-        let data = block.get(..count).unwrap_or_default();
-        if data.is_empty() {
-            break;
-        }
-        length += data.len() as u64;
-        if data.iter().all(|byte| *byte == 0) {
-            out.seek(SeekFrom::Current(i64::try_from(data.len())?)).map_err(told)?;
-        } else {
-            out.write_all(data).map_err(told)?;
-        }
-    }
+    let length = pieces(from, &mut |piece| match piece {
+        Piece::Zeros(count) => out.seek(SeekFrom::Current(i64::try_from(count).map_err(io::Error::other)?)).map(drop),
+        Piece::Data(bytes) => out.write_all(bytes),
+    })
+    .map_err(|error| format!("copying to `{}': {error}", to.display()))?;
     out.set_len(length).map_err(told)?;
     Ok(())
+}
+
+/// The SHA-256 of a file's bytes.
+pub(super) fn hash(file: &Path) -> Result<Hash, Failure> {
+    static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
+    let mut hasher = Hasher::new(HashAlgo::Sha256);
+    pieces(file, &mut |piece| {
+        match piece {
+            Piece::Zeros(mut count) => {
+                while count > 0 {
+                    let now = count.min(ZEROS.len() as u64);
+                    hasher.update(ZEROS.get(..usize::try_from(now).unwrap_or(0)).unwrap_or_default());
+                    count -= now;
+                }
+            }
+            Piece::Data(bytes) => hasher.update(bytes),
+        }
+        Ok(())
+    })?;
+    Ok(hasher.finish())
 }

@@ -1,7 +1,7 @@
 //! `fruix system`: from a file that describes a FreeBSD system to its closure, its root file system, its disk image, and a machine that boots it.
 
 use std::collections::BTreeMap;
-use std::io::{Read as _, Seek as _, Write as _};
+use std::io::{Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use bstr::BStr;
@@ -132,7 +132,10 @@ fn locals(file: &SystemFile) -> Vec<Local> {
     let system = &file.system;
     let mut found = Vec::new();
     let mut add = |field: String, path: &str, name: &str, flat: Option<String>, directory| {
-        found.push(Local { field, path: file.resolve(path), name: name.to_owned(), flat, directory });
+        let path = file.resolve(path);
+        // A link's own archive is that of a link.
+        let path = path.canonicalize().unwrap_or(path);
+        found.push(Local { field, path, name: name.to_owned(), flat, directory });
     };
     if let Some(path) = &system.base.path {
         add("base.path".into(), path, names::TREE, None, true);
@@ -168,7 +171,7 @@ fn local_problems(file: &SystemFile, locals: &[Local]) -> Vec<Located> {
                 (format!("`{path}' has no boot/kernel/kernel"), "name a directory with an installed FreeBSD, kernel included".to_owned())
             }
             Ok(_) => match &local.flat {
-                Some(sum) => match flat_hash(&local.path) {
+                Some(sum) => match materialise::hash(&local.path) {
                     Ok(hash) if hash.base16() == *sum => continue,
                     Ok(hash) => (format!("`{path}' has the sha256 {}", hash.base16()), "write that, or name another file".to_owned()),
                     Err(error) => (format!("`{path}': {error}"), "name a file that can be read".to_owned()),
@@ -179,18 +182,6 @@ fn local_problems(file: &SystemFile, locals: &[Local]) -> Vec<Located> {
         problems.push(file.locate(Problem { field: local.field.clone(), problem, remedy }));
     }
     problems
-}
-
-fn flat_hash(path: &Path) -> std::io::Result<Hash> {
-    let mut hasher = fruix_drv::Hasher::new(HashAlgo::Sha256);
-    let (mut file, mut buffer) = (std::fs::File::open(path)?, vec![0; 1 << 20]);
-    loop {
-        let count = file.read(&mut buffer)?;
-        if count == 0 {
-            return Ok(hasher.finish());
-        }
-        hasher.update(buffer.get(..count).unwrap_or_default());
-    }
 }
 
 /// The store path that a local file has or will have.
@@ -313,7 +304,7 @@ pub(super) async fn run(mut site: Site, arguments: SystemArguments) -> Result<()
     }
     if matches!(arguments.action, Action::Image | Action::Boot) {
         let image = output(&plan.image);
-        report.say("raw_sha256", flat_hash(&image)?.base16());
+        report.say("raw_sha256", materialise::hash(&image)?.base16());
         report.say("image_size_bytes", std::fs::metadata(&image)?.len().to_string());
         if let Some(target) = &arguments.output {
             materialise::copy_sparse(&image, target)?;
