@@ -29,6 +29,9 @@ $rc start || fail start
 wait_for_socket
 $rc status || fail status
 echo hello >/tmp/hello
+# The service's store is guix's, fruix's own default is another.
+NIX_STORE_DIR=/gnu/store
+export NIX_STORE_DIR
 path=$(fruix add /tmp/hello) || fail add
 [ "$(cat "$path")" = hello ] || fail "the store has $path"
 fruix path-info "$path" || fail path-info
