@@ -706,9 +706,11 @@ fn killed_daemons_leave_nothing() {
         let mut world = World::new(&[]);
         let (builds, kills) = (number("FRUIX_BUILDS", 60), number("FRUIX_KILLS", 4));
         let source = world.add_text("input", "an input\n");
-        let script = "cp $input $out; (sleep 1000 &); chmod 700 .; echo x >$TMPDIR/x; sleep 0.3";
+        // Jails are slow to make where the machine is emulated; several should be there at a time all the same.
+        let pause = if cfg!(target_os = "freebsd") { "sleep 4" } else { "sleep 0.3" };
+        let script = format!("cp $input $out; (sleep 1000 &); chmod 700 .; echo x >$TMPDIR/x; {pause}");
         let all: Vec<Made> = (0..builds)
-            .map(|n| world.make(recipe(&format!("build-{n}"), script).source("input", &source, &world.store_dir).env("n", &n.to_string())))
+            .map(|n| world.make(recipe(&format!("build-{n}"), &script).source("input", &source, &world.store_dir).env("n", &n.to_string())))
             .collect();
         let mut arguments = vec!["build", "--keep-going", "--max-jobs=8", "--quiet"];
         arguments.extend(all.iter().map(|made| made.file.to_str().unwrap()));
@@ -742,7 +744,7 @@ fn killed_daemons_leave_nothing() {
             let left: Vec<_> = fs::read_dir(format!("{DIR}/state/jails")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
             assert_eq!(left, ["lock"]);
             println!("{builds} builds, {kills} kills, up to {most_jails} jails at a kill");
-            assert!(most_jails > 0, "no daemon was killed with builds in jails");
+            assert!(most_jails > 1, "no daemon was killed with several builds in jails");
         }
     });
 }
