@@ -9,7 +9,7 @@ fail() {
 }
 wait_for_socket() {
 	tries=0
-	until [ -S /var/guix/daemon-socket/socket ]; do
+	until [ -S "$1/daemon-socket/socket" ]; do
 		tries=$((tries + 1))
 		[ $tries -lt 300 ] || fail "no socket"
 		sleep 0.1
@@ -26,12 +26,9 @@ $rc start && fail "it starts without build users"
 $rc setup || fail setup
 $rc check || fail check
 $rc start || fail start
-wait_for_socket
+wait_for_socket /frx/var
 $rc status || fail status
 echo hello >/tmp/hello
-# The service's store is guix's, fruix's own default is another.
-NIX_STORE_DIR=/gnu/store
-export NIX_STORE_DIR
 path=$(fruix add /tmp/hello) || fail add
 [ "$(cat "$path")" = hello ] || fail "the store has $path"
 fruix path-info "$path" || fail path-info
@@ -42,10 +39,19 @@ fruix gc || fail gc
 [ ! -e "$path" ] || fail "$path is not collected"
 fruix package 2>&1 | grep -q 'needs guix' || fail "more is asked than fruix can, and it does not say so"
 $rc reload || fail reload
-wait_for_socket
+wait_for_socket /frx/var
 $rc status || fail "status after reload"
 $rc stop || fail stop
 $rc status && fail "it runs after stop"
-[ ! -e /var/guix/daemon-socket/socket ] || fail "the socket is left"
-[ "$(ls /var/guix/jails)" = lock ] || fail "$(ls /var/guix/jails)"
+[ ! -e /frx/var/daemon-socket/socket ] || fail "the socket is left"
+[ "$(ls /frx/var/jails)" = lock ] || fail "$(ls /frx/var/jails)"
+# Guix's places.
+echo 'fruixd_store=/gnu/store' >>/etc/rc.conf
+$rc setup || fail "setup of guix's store"
+$rc start || fail "start with guix's store"
+wait_for_socket /var/guix
+path=$(NIX_STORE_DIR=/gnu/store fruix add /tmp/hello) || fail "add to guix's store"
+[ "$path" != "${path#/gnu/store/}" ] || fail "guix's store is not where $path is"
+[ "$(cat "$path")" = hello ] || fail "guix's store has $path"
+$rc stop || fail "stop with guix's store"
 echo "test service ... ok"

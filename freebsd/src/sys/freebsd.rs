@@ -598,7 +598,8 @@ fn sysctl_bytes(request: &[c_int], limit: usize) -> io::Result<Option<Vec<u8>>> 
 }
 
 /// Calls `each` with bytes in which all paths stand that a process uses: its program, directories, open and mapped files, environment. They are the
-/// kernel's own records, of every process that the caller may look at.
+/// kernel's own records, of every process that the caller may look at. What this process itself has open is not among them: it knows what it needs, and
+/// what it syncs or hashes for a moment it does not.
 ///
 /// # Errors
 /// The kernel refuses to list processes.
@@ -616,6 +617,9 @@ pub fn for_each_process(mut each: impl FnMut(&[u8])) -> io::Result<()> {
         let start = std::mem::offset_of!(libc::kinfo_proc, ki_pid);
         let Some(pid) = record.get(start..start + 4).and_then(|bytes| bytes.try_into().ok()).map(i32::from_ne_bytes) else { continue };
         for what in [libc::KERN_PROC_PATHNAME, libc::KERN_PROC_FILEDESC, libc::KERN_PROC_VMMAP, libc::KERN_PROC_ENV, libc::KERN_PROC_CWD] {
+            if what == libc::KERN_PROC_FILEDESC && u32::try_from(pid).is_ok_and(|pid| pid == std::process::id()) {
+                continue;
+            }
             let environment = what == libc::KERN_PROC_ENV;
             match sysctl_bytes(&[libc::CTL_KERN, libc::KERN_PROC, what, pid], if environment { ENVIRONMENT } else { LIMIT }) {
                 Ok(Some(bytes)) => each(&bytes),
