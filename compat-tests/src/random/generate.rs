@@ -61,6 +61,9 @@ fn keyed(key: &str, values: impl IntoIterator<Item = Value>) -> Value {
     Value::List(std::iter::once(word(key)).chain(values).collect())
 }
 
+/// What a derivation can say about the references of its outputs.
+const RESTRICTIONS: [&str; 4] = ["allowedReferences", "disallowedReferences", "allowedRequisites", "disallowedRequisites"];
+
 /// Whether the first argument is a name that is probably refused.
 fn odd(args: &[Value]) -> bool {
     !matches!(args.first(), Some(Value::Text(name)) if name.iter().all(|byte| byte.is_ascii_alphanumeric() || b"+-._".contains(byte)) && !name.starts_with(b".") && !name.is_empty())
@@ -193,7 +196,8 @@ impl Generator {
             [b".hidden", b"a b", b"\xc3\xa9", b"x/y", b"a+b-._?=x", b"x.lock", b"x.chroot", b"x.drv", b"a\nb", b"\xff", b"-n"];
         match self.random.below(100) {
             0..=4 => text(self.random.pick(&ODD.map(<[u8]>::to_vec))),
-            5 => text("n".repeat(200 + self.random.below(14))),
+            // With room for what is put behind it (`.drv.chroot`): whose error a longer one gets is not the same.
+            5 => text("n".repeat(200 + self.random.below(12))),
             _ => text(self.random.pick(&["foo", "bar", "baz", "lib", "hello-2.12", "x"].map(str::as_bytes).map(<[u8]>::to_vec))),
         }
     }
@@ -308,7 +312,7 @@ impl Generator {
         }
         if self.random.chance(12) {
             // guix-daemon does not find what an output needs when another of the same build is among it.
-            let keys = ["allowedReferences", "disallowedReferences", "allowedRequisites", "disallowedRequisites"].map(str::to_owned);
+            let keys = RESTRICTIONS.map(str::to_owned);
             let key = self.random.pick(keys.get(..if outputs.len() == 1 { 4 } else { 2 }).unwrap_or_default());
             let mut value = vec![];
             for _ in 0..self.random.below(3) {
@@ -417,10 +421,7 @@ impl Generator {
         if !srcs.is_empty() {
             args.push(keyed("srcs", srcs));
         }
-        let env = self.build_env(&outputs);
-        if !env.is_empty() {
-            args.push(keyed("env", env));
-        }
+        let mut env = self.build_env(&outputs);
         let mut steps = Vec::new();
         if self.random.chance(50) {
             steps.push(keyed("say", [text(format!("building {}", self.random.below(3)))]));
@@ -460,6 +461,18 @@ impl Generator {
                 }
             }
         }
+        let makes = |step: &Value, output: &str| match step.items() {
+            [key, place, ..] => matches!(key.as_word(), "put" | "mkdir" | "link" | "env") && place.as_word() == output,
+            _ => false,
+        };
+        let is_made = |output: &String| steps.iter().any(|step| makes(step, output));
+        if !fixed && !outputs.iter().all(is_made) {
+            // Of an output that is missing and one that refers to what it may not, either may be told.
+            env.retain(|entry| !matches!(entry.items().first(), Some(Value::Text(key)) if RESTRICTIONS.iter().any(|name| name.as_bytes() == key.as_slice())));
+        }
+        if !env.is_empty() {
+            args.push(keyed("env", env));
+        }
         args.push(keyed("script", steps));
         if self.random.chance(2) {
             args.push(keyed("system", [word(self.random.pick(&["i686-linux", "aarch64-linux", "x86_64-linux"].map(str::to_owned)))]));
@@ -471,8 +484,9 @@ impl Generator {
         // An input that is no reference, and is not there, makes guix-daemon's session crash.
         let alone = !args.iter().any(|arg| arg.items().first().is_some_and(|key| key.as_word() == "inputs"));
         if alone && self.random.chance(3) {
-            // Not the system: of an odd one guix-daemon says what std::string does.
-            let from = self.random.pick(&["Derive(", "\"out\"", ")", "[", "/frx/store/", "sh", "-c", "\\n"].map(str::to_owned));
+            // Not the system: of an odd one guix-daemon says what std::string does. Nor what may be in a hash: a path with one wrong digit is refused, or
+            // is not the right one.
+            let from = self.random.pick(&["Derive(", "\"out\"", ")", "[", "/frx/store/", "/sh", "-c", "\\n"].map(str::to_owned));
             let to = self.random.pick(&["", "(", "x", "\"", "[]", "\\q"].map(str::to_owned));
             args.push(keyed("mangle", [text(from), text(to)]));
             // Of two things that are wrong either may be told.
