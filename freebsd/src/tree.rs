@@ -847,6 +847,54 @@ impl Reader<'_> {
         })?;
         Ok(skipped)
     }
+
+    /// Gives the next `total` bytes to `take`, in order, in pieces of at most `unit` bytes, but for zeros of which the host's file has a hole: these are
+    /// not read.
+    ///
+    /// # Errors
+    /// [`TreeError::Host`], [`TreeError::Changed`], and what `take` says.
+    pub fn pieces<E: From<TreeError>>(
+        &mut self,
+        unit: u64,
+        total: u64,
+        mut take: impl FnMut(Piece<'_>) -> std::result::Result<(), E>,
+    ) -> std::result::Result<(), E> {
+        let unit = unit.max(1);
+        let mut block = vec![0; usize::try_from(unit).unwrap_or(0)];
+        let (mut left, mut zeros) = (total, true);
+        while left > 0 {
+            if zeros {
+                let skipped = self.skip_hole(unit, left / unit * unit)?;
+                if skipped > 0 {
+                    take(Piece::Zeros(skipped))?;
+                }
+                left -= skipped;
+            }
+            let data = block.get_mut(..usize::try_from(left.min(unit)).unwrap_or(0)).unwrap_or_default();
+            if !data.is_empty() {
+                self.fill(data)?;
+                left -= data.len() as u64;
+                zeros = is_zero(data);
+                take(if zeros { Piece::Zeros(data.len() as u64) } else { Piece::Data(data) })?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether there are only zeros.
+pub(crate) fn is_zero(bytes: &[u8]) -> bool {
+    let (chunks, rest) = bytes.as_chunks::<64>();
+    chunks.iter().all(|chunk| chunk == &[0; 64]) && rest.iter().all(|&byte| byte == 0)
+}
+
+/// What [`Reader::pieces`] gives out.
+#[derive(Debug)]
+pub enum Piece<'b> {
+    /// So many zeros.
+    Zeros(u64),
+    /// These bytes, not all of them zero.
+    Data(&'b [u8]),
 }
 
 fn checked(path: &[u8], mut entry: Entry) -> Result<(Vec<u8>, Entry)> {

@@ -16,6 +16,7 @@ use std::os::unix::fs::FileExt;
 
 use sha2::{Digest, Sha256};
 
+pub(crate) use crate::tree::is_zero;
 pub use error::{ImageError, Result};
 
 /// Where an image goes: bytes at places. What is never written reads as zeros, so zeros need not be written.
@@ -163,10 +164,4 @@ impl Seed {
     fn part<const N: usize>(&self) -> [u8; N] {
         std::array::from_fn(|at| self.0.get(at).copied().unwrap_or(0))
     }
-}
-
-/// Whether there are only zeros.
-pub(crate) fn is_zero(bytes: &[u8]) -> bool {
-    let (chunks, rest) = bytes.as_chunks::<64>();
-    chunks.iter().all(|chunk| chunk == &[0; 64]) && rest.iter().all(|&byte| byte == 0)
 }

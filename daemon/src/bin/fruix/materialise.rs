@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use fruix_drv::{Hash, HashAlgo, Hasher};
-use fruix_freebsd::tree::{Content, ManifestOptions, Node, Owners, Time, Tree};
+use fruix_freebsd::tree::{Content, ManifestOptions, Node, Owners, Piece, Time, Tree};
 
 use super::Failure;
 
@@ -55,34 +55,10 @@ pub(super) fn write(manifest: &Path, target: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What [`pieces`] gives out.
-pub(super) enum Piece<'a> {
-    /// So many zeros.
-    Zeros(u64),
-    /// These bytes.
-    Data(&'a [u8]),
-}
-
 /// Gives the bytes of the regular file `from` to `take`, in order. What the file system does not keep of it is not read. Returns how many there are.
-pub(super) fn pieces(from: &Path, take: &mut dyn FnMut(Piece<'_>) -> io::Result<()>) -> Result<u64, Failure> {
-    const BLOCK: u64 = 1 << 16;
+fn pieces(from: &Path, take: impl FnMut(Piece<'_>) -> Result<(), Failure>) -> Result<u64, Failure> {
     let size = std::fs::symlink_metadata(from)?.len();
-    let content = Content::Host(from.to_owned());
-    let mut reader = content.open(size)?;
-    let mut block = vec![0; usize::try_from(BLOCK)?];
-    let (mut left, mut zeros) = (size, true);
-    while left > 0 {
-        if zeros {
-            let skipped = reader.skip_hole(BLOCK, left / BLOCK * BLOCK)?;
-            left -= skipped;
-            take(Piece::Zeros(skipped))?;
-        }
-        let data = block.get_mut(..usize::try_from(left.min(BLOCK))?).unwrap_or_default();
-        reader.fill(data)?;
-        left -= data.len() as u64;
-        zeros = data.iter().all(|byte| *byte == 0);
-        take(if zeros { Piece::Zeros(data.len() as u64) } else { Piece::Data(data) })?;
-    }
+    Content::Host(from.to_owned()).open(size)?.pieces(1 << 16, size, take)?;
     Ok(size)
 }
 
@@ -90,9 +66,9 @@ pub(super) fn pieces(from: &Path, take: &mut dyn FnMut(Piece<'_>) -> io::Result<
 pub(super) fn copy_sparse(from: &Path, to: &Path) -> Result<(), Failure> {
     let told = |error: io::Error| format!("copying to `{}': {error}", to.display());
     let mut out = std::fs::File::create(to).map_err(told)?;
-    let length = pieces(from, &mut |piece| match piece {
-        Piece::Zeros(count) => out.seek(SeekFrom::Current(i64::try_from(count).map_err(io::Error::other)?)).map(drop),
-        Piece::Data(bytes) => out.write_all(bytes),
+    let length = pieces(from, |piece| match piece {
+        Piece::Zeros(count) => Ok(out.seek(SeekFrom::Current(i64::try_from(count)?)).map(drop)?),
+        Piece::Data(bytes) => Ok(out.write_all(bytes)?),
     })
     .map_err(|error| format!("copying to `{}': {error}", to.display()))?;
     out.set_len(length).map_err(told)?;
@@ -103,7 +79,7 @@ pub(super) fn copy_sparse(from: &Path, to: &Path) -> Result<(), Failure> {
 pub(super) fn hash(file: &Path) -> Result<Hash, Failure> {
     static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
     let mut hasher = Hasher::new(HashAlgo::Sha256);
-    pieces(file, &mut |piece| {
+    pieces(file, |piece| {
         match piece {
             Piece::Zeros(mut count) => {
                 while count > 0 {

@@ -7,7 +7,7 @@ use super::format::{self, Inode, Recovery, Superblock, check_hash_without, count
 use super::geometry::Geometry;
 use super::maps;
 use crate::image::{ImageError, Result, Seed, Sink, is_zero};
-use crate::tree::{self, Entry, Node, Time, Tree};
+use crate::tree::{self, Entry, Node, Piece, Time, Tree};
 
 /// What can be chosen about a file system.
 #[derive(Debug, Clone)]
@@ -508,24 +508,14 @@ const LARGE: u64 = 64 << 20;
 
 /// How many blocks of a file become holes: the bytes decide, not where the host has holes.
 fn holes(file: &tree::File, geometry: &Geometry) -> Result<u64> {
-    let mut reader = file.content.open(file.size)?;
-    let mut buffer = vec![0; usize::try_from(geometry.block).unwrap_or(0)];
-    let (mut holes, mut hole) = (0, true);
     // The last block is always there.
-    let mut left = file.size.div_ceil(geometry.block).saturating_sub(1);
-    while left > 0 {
-        if hole {
-            let skipped = reader.skip_hole(geometry.block, left * geometry.block)? / geometry.block;
-            (holes, left) = (holes + skipped, left - skipped);
-        }
-        if left > 0 {
-            reader.fill(&mut buffer)?;
-            hole = is_zero(&buffer);
-            holes += u64::from(hole);
-            left -= 1;
-        }
-    }
-    Ok(holes)
+    let others = file.size.div_ceil(geometry.block).saturating_sub(1) * geometry.block;
+    let mut zeros = 0;
+    file.content.open(file.size)?.pieces(geometry.block, others, |piece| -> Result<()> {
+        zeros += if let Piece::Zeros(count) = piece { count } else { 0 };
+        Ok(())
+    })?;
+    Ok(zeros / geometry.block)
 }
 
 /// Bytes in files and directories' blocks that the tree needs at most, and inodes.
