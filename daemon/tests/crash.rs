@@ -377,21 +377,7 @@ impl Session {
     }
 
     fn keep_failed(&mut self) -> Result<(), ClientError> {
-        let request = ops::SetOptions {
-            keep_failed: true,
-            keep_going: false,
-            fallback: false,
-            verbosity: 0,
-            max_build_jobs: None,
-            max_silent_time: None,
-            use_build_hook: false,
-            build_verbosity: 0,
-            log_type: 0,
-            print_build_trace: true,
-            build_cores: None,
-            use_substitutes: false,
-            settings: Vec::new(),
-        };
+        let request = ops::SetOptions { keep_failed: true, print_build_trace: true, ..ops::SetOptions::default() };
         self.runtime.block_on(self.client.set_options(request))
     }
 }

@@ -53,6 +53,13 @@ struct State {
     size: usize,
 }
 
+impl State {
+    /// Nothing remembered yet.
+    fn of(header: Header) -> State {
+        State { header, answers: Answers::default(), size: 0 }
+    }
+}
+
 /// By the path that was asked about.
 #[derive(Debug, Default)]
 pub(crate) struct Answers {
@@ -105,8 +112,7 @@ impl Memory {
         // As SQLite does, which follows links.
         let mut shm = path.canonicalize().unwrap_or_else(|_| path.to_owned()).into_os_string();
         shm.push("-shm");
-        let state = State { header: [0; HEADER], answers: Answers::default(), size: 0 };
-        Memory { path: shm.into(), file: OnceLock::new(), state: Mutex::new(state) }
+        Memory { path: shm.into(), file: OnceLock::new(), state: Mutex::new(State::of([0; HEADER])) }
     }
 
     /// The header as it is now; `None` when there is none, as before the first query.
@@ -147,7 +153,7 @@ impl Memory {
             let mut state = lock(&self.state);
             let size = answer.paths().saturating_add(1);
             if state.header != header || state.size.saturating_add(size) > LIMIT {
-                *state = State { header, answers: Answers::default(), size: 0 };
+                *state = State::of(header);
             }
             if size <= LIMIT {
                 state.size = state.size.saturating_add(size);
@@ -166,13 +172,13 @@ impl Memory {
         }
         let mut state = lock(&self.state);
         if state.header != before && state.header != after {
-            *state = State { header: after, answers: Answers::default(), size: 0 };
+            *state = State::of(after);
         }
         state.header = after;
         let more = change(&mut state.answers);
         state.size = state.size.saturating_add(more);
         if state.size > LIMIT {
-            *state = State { header: after, answers: Answers::default(), size: 0 };
+            *state = State::of(after);
         }
     }
 }
