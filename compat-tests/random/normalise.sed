@@ -31,3 +31,5 @@ s/ freebsd-[a-z]*//g
 s/^(  \| |log \| )([-dl][-rwxst]{9} .* )[A-Z][a-z]{2} [ 0-9][0-9] [0-9]{2}:[0-9]{2} \//\1\2TIME \//
 # A link to nothing: guix-daemon has the system refuse it.
 s/^(  error .*: )creating symlink from `[^']*' to `': No such file or directory$/\1bad archive/
+# A builder that is no program: guix-daemon's C library tries it as a script of /bin/sh, which is not there.
+s/(executing `[^']*': )(No such file or directory|Exec format error)$/\1not a program/

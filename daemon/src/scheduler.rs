@@ -793,6 +793,9 @@ impl Inner {
         let shown = self.store.store_dir().display(drv_path);
         keep(&self.runtime, roots, [drv_path]).await?;
         if !self.store.is_valid(drv_path)? {
+            // A root all the same, as with guix-daemon: who asked for it may be about to add it.
+            audience.keeps(vec![drv_path.clone()]);
+            audience.root_for_all().await?;
             audience.message(Level::Error, &format!("cannot build missing derivation `{shown}'"));
             return Ok(GoalResult::failed());
         }

@@ -232,7 +232,7 @@ impl Service for Session {
                     Err(source) => Err(fruix_store::Error::Nar { source }.into()),
                 },
             };
-            if !matches!(added, Err(Error::Store(fruix_store::Error::Nar { .. }))) {
+            if !matches!(&added, Err(Error::Store(fruix_store::Error::Nar { source })) if !source.goes_on()) {
                 body.finish();
             }
             added

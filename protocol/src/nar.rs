@@ -119,6 +119,14 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// Whether only a link's target is wrong: the grammar holds, and the rest of the archive can be read. guix-daemon finds out about such
+    /// links when it makes them, with the whole archive read.
+    pub fn goes_on(&self) -> bool {
+        matches!(self, Error::Target { .. })
+    }
+}
+
 /// One step of a walk through an archive.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
@@ -147,8 +155,13 @@ enum State {
     Start,
     Node,
     Directory,
-    Data { left: u64, padding: usize },
+    Data {
+        left: u64,
+        padding: usize,
+    },
     NodeEnd,
+    /// Behind a target that was refused.
+    LinkEnd,
     Done,
     Failed,
 }
@@ -185,13 +198,23 @@ impl<R: Read> Reader<R> {
     /// The next event, or `None` when the archive is complete and its last byte has been read.
     ///
     /// # Errors
-    /// Whatever breaks the format or its limits, with the position; afterwards every call fails.
+    /// Whatever breaks the format or its limits, with the position; afterwards every call fails, unless the archive goes on
+    /// ([`Error::goes_on`]).
     #[allow(clippy::should_implement_trait)]
     pub fn next(&mut self) -> Result<Option<Event>, Error> {
         let state = std::mem::replace(&mut self.state, State::Failed);
-        let (event, state) = self.step(state)?;
-        self.state = state;
-        Ok(event)
+        match self.step(state) {
+            Ok((event, state)) => {
+                self.state = state;
+                Ok(event)
+            }
+            Err(error) => {
+                if error.goes_on() {
+                    self.state = State::LinkEnd;
+                }
+                Err(error)
+            }
+        }
     }
 
     /// Reads bytes of the current file, at most `buf.len()`; 0 means that the file is complete (or that the last
@@ -232,10 +255,19 @@ impl<R: Read> Reader<R> {
     /// Reads the archive to its end, checking all of it and keeping nothing.
     ///
     /// # Errors
-    /// As [`Reader::next`].
+    /// As [`Reader::next`]. After one that the archive goes on behind ([`Error::goes_on`]), it has been read to its end.
     pub fn skip_to_end(&mut self) -> Result<(), Error> {
-        while self.next()?.is_some() {}
-        Ok(())
+        let mut first = None;
+        loop {
+            match self.next() {
+                Ok(Some(_)) => {}
+                Ok(None) => return first.map_or(Ok(()), Err),
+                Err(error) if error.goes_on() => {
+                    first.get_or_insert(error);
+                }
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     fn step(&mut self, state: State) -> Result<(Option<Event>, State), Error> {
@@ -256,6 +288,10 @@ impl<R: Read> Reader<R> {
                 self.after_node()
             }
             State::NodeEnd => self.after_node(),
+            State::LinkEnd => {
+                self.expect(b")", "`)'")?;
+                self.after_node()
+            }
             State::Directory => self.entry(),
             State::Done => Ok((None, State::Done)),
             State::Failed => Err(Error::Misuse { position: self.position, what: "the archive has been given up after an error" }),

@@ -197,6 +197,13 @@ fn hostile_archives_are_refused() {
     assert!(matches!(link(&"x".repeat(4096)), Err(nar::Error::TooLong { .. })));
     assert!(matches!(link(""), Err(nar::Error::Target { .. })));
     assert!(matches!(link("a\0b"), Err(nar::Error::Target { .. })));
+    // Behind such a link the archive goes on, and is read to its end and not further.
+    let entry = |name, target| ["entry", "(", "name", name, "node", "(", "type", "symlink", "target", target, ")", ")"];
+    let both = [&["nix-archive-1", "(", "type", "directory"][..], &entry("a", ""), &entry("b", ""), &[")"]].concat();
+    let both = [tokens(&both), b"more".to_vec()].concat();
+    let mut reader = nar::Reader::new(&both[..]);
+    assert!(matches!(reader.skip_to_end(), Err(error @ nar::Error::Target { .. }) if error.goes_on()));
+    assert_eq!(reader.into_inner(), b"more");
 
     for depth in [limits::NAR_DEPTH, limits::NAR_DEPTH + 1, 100_000] {
         let mut all = vec!["nix-archive-1"];

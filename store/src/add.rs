@@ -135,7 +135,7 @@ impl Store {
     /// `recursive`, else from that of the one file in it, which then is added without its executable bit.
     ///
     /// `source` is read to the end of the archive and not further, also when the addition fails for a reason that does not lie in the
-    /// archive. It is read in small pieces. Memory does not depend on the archive.
+    /// archive, or for one that the archive goes on behind ([`fruix_protocol::nar::Error::goes_on`]). It is read in small pieces. Memory does not depend on the archive.
     ///
     /// # Errors
     /// [`Error::Nar`], [`Error::RegularFileExpected`], [`Error::BadName`], [`Error::Io`], and for derivations those of [`Store::check_outputs`].
@@ -206,7 +206,7 @@ impl Store {
                 self.finished(rest, algo)?
             }
             Ok(Some(hashes)) => hashes,
-            Err(error @ Error::Nar { .. }) => return Err(error),
+            Err(Error::Nar { source }) if !source.goes_on() => return Err(Error::Nar { source }),
             Err(error) => {
                 reader.skip_to_end()?;
                 return Err(error);

@@ -699,6 +699,9 @@ impl Generator {
         let id = path.as_word();
         let a_text = self.case.ops.iter().any(|op| op.id == id && op.verb == "add-text");
         let how = if how == "delete" && !within && (!self.losses || a_text) { "append".to_owned() } else { how };
+        // guix-daemon shares a file whose mode is wrong with the next that has its contents: case `wrong-mode-shared'.
+        let unique = || self.case.ops.iter().any(|op| op.id == id && op.to_string().contains("[file \"unique "));
+        let how = if how == "chmod" && (within || !unique()) { "append".to_owned() } else { how };
         self.push("damage", vec![word(how), path]);
     }
 
