@@ -6,8 +6,10 @@
 #   - firmware (OVMF) under qemu starts the loader from the image's ESP, and that finds the root file system and what is in it, over its links;
 #   - the same file elsewhere, with another store's history and another user, gives the same image; Scheme gives the same derivations
 #     (where the root of Guix 1.5.0 is provisioned);
+#   - two versions of a base, and their systems, live in one store;
 #   - without the GPT, the ESP or the superblock the same harness fails;
-#   - a wrong file is refused with its line, status 1, before anything is written.
+#   - a wrong file is refused with its line, status 1, before anything is written; so is a service that the base has no program for, of sets when
+#     they are unpacked.
 # With FREEBSD_BASE=DIR (kernel, loader and base, as installed with -DNO_ROOT) the real one is booted, too.
 # FRUIX_SYSTEMS_NO_BUILD takes the programs that are there (FRUIXD, FRUIX).  Needs root, for a daemon with build users.
 set -euo pipefail
@@ -37,11 +39,12 @@ install "$(readlink -f "${FRUIX:-$checkout/target/fruix}")" "$work/bin/fruix"
 
 # A base of the right shapes.
 base=$work/base
-mkdir -p "$base"/{bin,sbin,lib,boot/kernel,boot/lua,etc/rc.d,etc/defaults,usr/bin,usr/lib,usr/share/misc,var/db,var/log,tmp,root}
+mkdir -p "$base"/{bin,sbin,lib,boot/kernel,boot/lua,etc/rc.d,etc/defaults,usr/bin,usr/sbin,usr/lib,usr/share/misc,var/db,var/log,tmp,root}
 echo 'fruix stand-in kernel' >"$base/boot/kernel/kernel"
 echo '-- lua' >"$base/boot/lua/loader.lua"
-echo '#!/bin/sh' | tee "$base/etc/rc" "$base/bin/sh" "$base/sbin/init" >"$base/etc/rc.d/sshd"
-chmod 755 "$base"/{bin/sh,sbin/init,etc/rc,etc/rc.d/sshd}
+programs=("$base"/{bin/sh,sbin/init,sbin/growfs,usr/sbin/sshd,etc/rc,etc/rc.d/growfs,etc/rc.d/sshd})
+echo '#!/bin/sh' | tee "${programs[@]}" >/dev/null
+chmod 755 "${programs[@]}"
 echo su >"$base/usr/bin/su"
 head -c 3000000 /dev/zero | tr '\0' x >"$base/usr/share/misc/large"
 ln -s ../usr/share/misc/termcap "$base/etc/termcap"
@@ -101,6 +104,8 @@ cat >"$work/system.scm" <<'END'
   (files (list (file (path "/etc/stand-in")
                      (text "fruix: system is ready: /var/lib/fruix/ready\nlogin:\n"))))))
 END
+# Of the sets of a release only their builder knows what is in them: one that lacks what a service needs.
+tar -cf "$work/base.tar" -C "$base" --exclude=./usr/sbin/sshd --exclude=./METALOG .
 mkdir "$work/elsewhere"
 cp -r "$base" "$work/elsewhere/base"
 cp "$work/system.toml" "$work/elsewhere/other.toml"

@@ -50,6 +50,14 @@ if [ "$PLACE" = one ]; then
   sed 's/^path = "base"/path = "nowhere"/' "$file" >"$out/wrong.toml"
   ! "${client[@]}" system image "$out/wrong.toml" >"$out/said" 2>&1 || fail "a missing base is taken"
   grep -q "^$out/wrong.toml:6: base.path: .*; name a directory" "$out/said" || fail "a missing base is called: $(cat "$out/said")"
+  sed "s|^port = 2222|\n[services.ntpd]|; s|^path = \"base\"|path = \"$WORK/base\"|" "$file" >"$out/wrong.toml"
+  ! "${client[@]}" system image "$out/wrong.toml" >"$out/said" 2>&1 || fail "a service without a program is taken"
+  expected="$out/wrong.toml:13: services.ntpd: the base has no /usr/sbin/ntpd; leave it out, or name a base that has it"
+  [ "$(cat "$out/said")" = "$expected" ] || fail "a service without a program is called: $(cat "$out/said")"
+  { sed "s|^path = \"base\"|path = \"$WORK/base\"|" "$file"; printf '[services.fruixd]\nprogram = "%s"\n' "$(readlink -f /bin/sh)"; } >"$out/wrong.toml"
+  ! "${client[@]}" system image "$out/wrong.toml" >"$out/said" 2>&1 || fail "a program for Linux is taken"
+  grep -q "^$out/wrong.toml:[0-9]*: services.fruixd.program: .* is no program for FreeBSD; " "$out/said" ||
+    fail "a program for Linux is called: $(cat "$out/said")"
   [ -z "$(find /frx/store -mindepth 1 -print -quit)" ] || fail "something was written to the store"
 fi
 
@@ -70,9 +78,30 @@ for key in closure_path kernel_store bootloader_store runtime_store base_package
   freebsd_source_file ready_marker disk_image image_size_bytes store_item_count esp_fstype root_fstype; do
   grep -q "^$key=." "$out/made" || fail "$key is missing"
 done
-[ "$PLACE" = one ] || exit 0
+if [ "$PLACE" = two ]; then
+  # Another version of the base lives beside this one: packages and closures of both are in the store.
+  sed 's/^version = .*/version = "0.2"/' "$file" >"$WORK/elsewhere/newer.toml"
+  chmod 644 "$WORK/elsewhere/newer.toml"
+  "${client[@]}" system build "$WORK/elsewhere/newer.toml" >"$out/newer" 2>>"$out/log" || fail "no second version"
+  for key in closure_path kernel_store runtime_store; do
+    older=$(sed -n "s/^$key=//p" "$out/made") newer=$(sed -n "s/^$key=//p" "$out/newer")
+    if [ "$older" = "$newer" ] || [ ! -d "$older" ] || [ ! -d "$newer" ]; then fail "versions share $key: $older $newer"; fi
+  done
+  grep -q -F '(version . "0.2")' "$(sed -n 's/^closure_path=//p' "$out/newer")/metadata/freebsd-base.scm" ||
+    fail "the second version's closure does not say so"
+  exit 0
+fi
 
 "${client[@]}" system image --check "$file" >/dev/null 2>>"$out/log" || fail "built again, the image differs"
+sum=$(sha256sum "$WORK/base.tar")
+sed "s|^kind = .*|kind = \"freebsd-sets\"|; s|^path = \"base\"|sets = [{ path = \"$WORK/base.tar\", sha256 = \"${sum%% *}\" }]|" "$file" >"$out/wrong.toml"
+status=0
+"${client[@]}" system image "$out/wrong.toml" >"$out/said" 2>"$out/errors" || status=$?
+[ "$status" -eq 1 ] || fail "sets without a service's program end with status $status"
+expected="services.sshd: the base has no /usr/sbin/sshd; leave it out, or name a base that has it"
+[ "$(tail -n 1 "$out/errors")" = "$out/wrong.toml:11: $expected" ] || fail "sets without a service's program are called: $(cat "$out/errors")"
+grep -q -F "$expected" <(grep -v "^$out" "$out/errors") || fail "the builder does not name the field: $(cat "$out/errors")"
+
 if [ -n "$GUIX" ]; then
   (cd "$WORK" && env "${environment[@]}" "$CHECKOUT/build-aux/enter-root" "$GUIX" \
     guix build -L "$CHECKOUT/guile" -d -f system.scm) >"$out/scheme" 2>>"$out/log" || fail "Scheme gives no derivation"

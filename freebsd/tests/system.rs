@@ -12,7 +12,7 @@ use fruix_freebsd::system::derivations::{PLATFORM, Sources, VERSION, plan, versi
 use fruix_freebsd::system::model::OperatingSystem;
 use fruix_freebsd::system::packages::{NAMES, lists, matches};
 use fruix_freebsd::system::toml::SystemFile;
-use fruix_freebsd::system::{base, canon, closure, rootfs, sets::Sets, table};
+use fruix_freebsd::system::{base, canon, capabilities, closure, needs, rootfs, sets::Sets, table};
 use fruix_freebsd::tree::{Content, Entry, Node, Tree};
 
 const BASE: &str = r#"host-name = "test"
@@ -182,6 +182,43 @@ fn patterns_stand_for_what_they_say() {
     assert!(lists.iter().all(|list| !list.patterns.is_empty()));
 }
 
+/// A reader of hash files: the bucket of a key's hash has its value.
+fn find(database: &[u8], key: &[u8]) -> Option<Vec<u8>> {
+    let word = |at: usize| usize::from(u16::from_be_bytes([database[at], database[at + 1]]));
+    let long = |at: usize| u32::from_be_bytes(database[at..at + 4].try_into().unwrap());
+    let hash = key.iter().fold(0_u32, |hash, byte| hash.wrapping_mul(33).wrapping_add(u32::from(*byte)));
+    let bucket = (hash & long(40)).min(hash & long(48).max(hash & long(44))) & long(40);
+    let page = (bucket as usize + 1) * 4096;
+    let mut end = 4096;
+    (0..word(page) / 2).find_map(|pair| {
+        let (key_at, data_at) = (word(page + 2 + pair * 4), word(page + 4 + pair * 4));
+        let found = &database[page + key_at..page + end] == key;
+        let data = database[page + data_at..page + key_at].to_vec();
+        end = data_at;
+        found.then_some(data)
+    })
+}
+
+#[test]
+fn classes_of_users_are_found_with_what_they_refer_to() {
+    let text = "# a comment\ndefault:\\\n\t:path=/bin:\\\n\t:umask=022:\n\nstaff:\\\n\t:tc=default:\nru|Russian Users:\\\n\t:lang=ru:\\\n\t:tc=default:\\\n\t:last\n\
+                staff:second:\nlost:tc=nobody:\n";
+    let database = capabilities::database(text).unwrap();
+    for (key, value) in [
+        ("default", "\0default:\t:path=/bin:\t:umask=022:\0"),
+        ("staff", "\0staff:\t:\t:path=/bin:\t:umask=022:\0"),
+        ("ru|Russian Users", "\0ru|Russian Users:\t:lang=ru:\t:\t:path=/bin:\t:umask=022:\t:last\0"),
+        ("ru", "\u{2}ru|Russian Users"),
+        ("Russian Users", "\u{2}ru|Russian Users"),
+        ("lost", "\u{1}lost:tc=nobody:\0"),
+    ] {
+        assert_eq!(find(&database, key.as_bytes()).map(|value| String::from_utf8(value).unwrap()).as_deref(), Some(value), "{key}");
+    }
+    // Then libc reads the text.
+    assert_eq!(capabilities::database("a:tc=b:\nb:tc=a:\n"), None);
+    assert_eq!(capabilities::database(&format!("a:x={}:\n", "x".repeat(4090))), None);
+}
+
 /// The hash of what FreeBSD 15.1's pwd_mkdb(8) makes of the same `master.passwd`, which is the built-in one with two users more.
 #[test]
 fn databases_of_users_find_everybody_by_each_key() {
@@ -189,22 +226,6 @@ fn databases_of_users_find_everybody_by_each_key() {
     assert!(accounts.master.contains("anna:*:1001:1001::0:0::/home/anna:/bin/sh\n"));
     assert!(accounts.group.contains("wheel:*:0:root,anna\n") && accounts.group.contains("fruixbuild:*:30001:fruixbuild01,fruixbuild02\n"));
     assert!(!accounts.passwd.contains("$6$"));
-    // A reader of the format: the bucket of a key's hash has it.
-    let find = |database: &[u8], key: &[u8]| -> Option<Vec<u8>> {
-        let word = |at: usize| usize::from(u16::from_be_bytes([database[at], database[at + 1]]));
-        let long = |at: usize| u32::from_be_bytes(database[at..at + 4].try_into().unwrap());
-        let hash = key.iter().fold(0_u32, |hash, byte| hash.wrapping_mul(33).wrapping_add(u32::from(*byte)));
-        let bucket = (hash & long(40)).min(hash & long(48).max(hash & long(44))) & long(40);
-        let page = (bucket as usize + 1) * 4096;
-        let mut end = 4096;
-        (0..word(page) / 2).find_map(|pair| {
-            let (key_at, data_at) = (word(page + 2 + pair * 4), word(page + 4 + pair * 4));
-            let found = &database[page + key_at..page + end] == key;
-            let data = database[page + data_at..page + key_at].to_vec();
-            end = data_at;
-            found.then_some(data)
-        })
-    };
     for (database, password) in [(&accounts.database, "*"), (&accounts.secure_database, "")] {
         for (place, line) in (1_u32..).zip(accounts.master.lines()) {
             let fields: Vec<&str> = line.split(':').collect();
@@ -248,9 +269,22 @@ fn a_small_base_becomes_a_root() {
         ("boot/loader.efi", "efi"),
         ("bin/sh", "sh"),
         ("etc/rc", "rc"),
+        ("etc/defaults/rc.conf", "sshd_enable=\"NO\"\nntpd_enable=\"NO\"\ngateway_enable=\"NO\"\n"),
         ("etc/login.conf", "default:"),
+        ("etc/rc.d/cron", "rcvar=cron_enable"),
+        ("etc/rc.d/dhclient", "dhclient"),
+        ("etc/rc.d/growfs", "growfs"),
+        ("etc/rc.d/jail", "jail"),
+        ("etc/rc.d/routing", "checkyesno gateway_enable"),
+        ("etc/rc.d/sshd", "sshd"),
+        ("sbin/dhclient", "dhclient"),
+        ("sbin/growfs", "growfs"),
         ("sbin/init", "init"),
         ("usr/bin/su", "su"),
+        ("usr/sbin/cron", "cron"),
+        ("usr/sbin/daemon", "daemon"),
+        ("usr/sbin/jail", "jail"),
+        ("usr/sbin/sshd", "sshd"),
         ("usr/share/misc/termcap", "caps"),
         ("var/db/x", "x"),
     ] {
@@ -287,6 +321,7 @@ fn a_small_base_becomes_a_root() {
     let path = "/frx/store/aaa-system";
     let ingredients = closure::Ingredients { system: &system, packages: &at, path, store: "/frx/store", source: "source" };
     let closure = closure::compose(&ingredients).unwrap();
+    what_a_base_lacks_is_told(&ingredients);
     let kept = |name: &str| closure.tree.get(name).map(|entry| entry.node.clone());
     assert_eq!(kept("profile/bin/sh"), Some(Node::Symlink(format!("{}/bin/sh", at["sh"].0).into_bytes())));
     assert_eq!(kept("profile/usr/bin/su"), Some(Node::Symlink(b"/run/privileged/usr/bin/su".to_vec())));
@@ -348,8 +383,65 @@ fn a_small_base_becomes_a_root() {
     assert_eq!(mode("etc/secret"), (0o600, 1001, 0));
     assert_eq!(mode("var/db"), (0o700, 5, 6));
     assert_eq!(mode("home/anna/.ssh/authorized_keys"), (0o600, 1001, 1001));
-    for regular in ["etc/login.conf", "boot/loader", "etc/spwd.db", "frx/var/db/db.sqlite", "var/db/x"] {
+    for regular in ["etc/login.conf", "etc/login.conf.db", "boot/loader", "etc/spwd.db", "frx/var/db/db.sqlite", "var/db/x"] {
         assert!(matches!(root.get(regular).unwrap().node, Node::File(_)), "{regular}");
+    }
+}
+
+/// A field that needs what the base has not is told with its field and what to do, by the builder too.
+fn what_a_base_lacks_is_told(ingredients: &closure::Ingredients<'_>) {
+    for (without, more, field, problem) in [
+        ("usr/sbin/sshd", "", "services.sshd", "the base has no /usr/sbin/sshd"),
+        ("etc/rc.d/sshd", "", "services.sshd", "the base has no /etc/rc.d/sshd"),
+        ("sbin/dhclient", "", "services.dhcp", "the base has no /sbin/dhclient"),
+        ("etc/rc.d/cron", "", "services.cron", "the base has no /etc/rc.d/cron"),
+        ("usr/sbin/jail", "", "services.jails", "the base has no /usr/sbin/jail"),
+        ("usr/sbin/daemon", "", "services.fruixd", "the base has no /usr/sbin/daemon"),
+        ("etc/rc.d/growfs", "", "image.grow", "the base has no /etc/rc.d/growfs"),
+        ("boot/kernel/kernel", "", "kernel", "the base has no /boot/kernel/kernel"),
+        ("sbin/init", "", "base", "the base has no /sbin/init"),
+        ("", "[services.ntpd]", "services.ntpd", "the base has no /usr/sbin/ntpd"),
+        ("", "[services.syslogd]", "services.syslogd", "the base has no /usr/sbin/syslogd"),
+        ("", "[rc-conf]\nntpd_enable = true", "rc-conf.ntpd_enable", "the base has no script for `ntpd' in /etc/rc.d"),
+        // One that only another one's script knows, one that is off, and one that comes with a package some day.
+        ("", "[rc-conf]\ngateway_enable = true\nsshd_enable = true\nntpd_enable = false\nnginx_enable = true", "", ""),
+        (
+            "",
+            "[[users]]\nname = \"eva\"\nuid = 1002\ngroup = \"wheel\"\nshell = \"/bin/csh\"",
+            "users[2].shell",
+            "the base has no /bin/csh",
+        ),
+        ("", "[[users]]\nname = \"eva\"\nuid = 1002\ngroup = \"wheel\"\nshell = \"/usr/local/bin/zsh\"", "", ""),
+        (
+            "",
+            "[[file-systems]]\nmount-point = \"/x\"\ndevice = \"/y\"\ntype = \"nullfs\"",
+            "file-systems[2].type",
+            "the base has no /sbin/mount_nullfs",
+        ),
+    ] {
+        let (top, tables) = FULL.split_once("[[users]]").unwrap();
+        let tables =
+            if more.starts_with("[rc-conf]") { tables.replace("[rc-conf]\n", &format!("{more}\n")) } else { format!("{tables}{more}\n") };
+        let file = SystemFile::parse(Path::new("os.toml"), &format!("{top}{BASE}[[users]]{tables}")).unwrap();
+        let mut packages = ingredients.packages.clone();
+        if !without.is_empty() {
+            packages.values_mut().for_each(|(_, files)| files.remove(without));
+        }
+        let said = closure::compose(&closure::Ingredients { system: &file.system, packages: &packages, ..*ingredients }).err();
+        let mut base = Tree::new();
+        packages.into_values().for_each(|(_, files)| base.merge(files).unwrap());
+        let told = needs::lacking(&file.system, &base);
+        assert_eq!(told.len(), usize::from(!field.is_empty()), "{without} {more}: {told:?}");
+        match (told.into_iter().next(), said) {
+            (None, None) => {}
+            (Some(told), Some(said)) => {
+                assert_eq!((told.field.as_str(), told.problem.as_str()), (field, problem));
+                assert_eq!(said, format!("{field}: {problem}; {}", told.remedy));
+                // A line of the field, or of the table that it is in.
+                assert!(file.locate(told).line > 1 || matches!(field, "kernel" | "image.grow"), "{field}");
+            }
+            (told, said) => panic!("{told:?} {said:?}"),
+        }
     }
 }
 
@@ -456,6 +548,7 @@ fn a_set_is_the_tree_that_it_was_made_of() {
             put(Regular, &format!("./{path}"), (0o644, 0, 0), "", text.as_bytes());
         }
         put(Regular, "./rescue/cat", (0o644, 0, 0), "", b"crunched");
+        put(Regular, "./METALOG", (0o644, 0, 0), "", b"each package has one of its own");
         let plain = tar.into_inner().unwrap();
         let path = directory.path().join(if compressed { "base.txz" } else { "base.tar" });
         if compressed {

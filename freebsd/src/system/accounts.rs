@@ -199,10 +199,16 @@ fn database(users: &[Vec<String>], secure: bool) -> Vec<u8> {
     hash_file(&records)
 }
 
+/// The size of a page, in bytes.
+const PAGE: usize = 4096;
+/// How long key and value of a record may be together, in bytes, to have room on a page.
+pub(super) const LONGEST: usize = PAGE - 14;
+
 /// A hash file of Berkeley DB 1.85 with pages of 4096 bytes, byte order 4321, as libc's hash(3) writes it when no page overflows: there are
 /// as many buckets as it takes (pwd_mkdb's eight at least). Format: `lib/libc/db/hash/{hash,page}.h`.
-fn hash_file(records: &[(Vec<u8>, Vec<u8>)]) -> Vec<u8> {
-    const PAGE: usize = 4096;
+///
+/// Records that are longer than [`LONGEST`] are left out.
+pub(super) fn hash_file(records: &[(Vec<u8>, Vec<u8>)]) -> Vec<u8> {
     const FIRST: u32 = 3;
     /// A file of a million buckets would be 4 GiB: longer records than a page are not written at all.
     const LAST: u32 = 20;

@@ -16,8 +16,8 @@ pub const MANIFEST: &str = "METALOG";
 const SOURCE: &str = "# made from ";
 /// The time of everything, as in a store.
 pub const TIME: Time = Time::seconds(1);
-/// What a base may have, and a system makes for itself.
-pub(super) const LEFT_OUT: [&[u8]; 4] = [b"etc/pwd.db", b"etc/spwd.db", b"etc/login.conf.db", b"var/db/services.db"];
+/// What a base may have, and a system makes for itself; and a list of files, which each package has of its own.
+pub(super) const LEFT_OUT: [&[u8]; 5] = [MANIFEST.as_bytes(), b"etc/pwd.db", b"etc/spwd.db", b"etc/login.conf.db", b"var/db/services.db"];
 
 fn host(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> TreeError {
     move |source| TreeError::Host { doing, path: path.to_owned(), source }

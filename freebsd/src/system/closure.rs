@@ -18,7 +18,9 @@ use std::fmt::Write as _;
 use super::accounts::Accounts;
 use super::base::TIME;
 use super::canon::{self, push_string};
-use super::model::OperatingSystem;
+use super::capabilities;
+use super::model::{OperatingSystem, Problem};
+use super::needs;
 use crate::tree::{Content, Entry, Node, Tree, TreeError, show};
 
 /// The link that leads to the system that runs.
@@ -84,7 +86,8 @@ pub fn in_profile(path: &[u8]) -> bool {
     PROFILE_DIRECTORIES.iter().any(|dir| path.strip_prefix(dir.as_bytes()).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/")))
 }
 
-fn text(tree: &Tree, path: &str) -> Option<String> {
+/// The text of a file of `tree`.
+pub(super) fn text(tree: &Tree, path: &str) -> Option<String> {
     let Node::File(file) = &tree.get(path)?.node else { return None };
     match &file.content {
         Content::Bytes(bytes) => String::from_utf8(bytes.to_vec()).ok(),
@@ -104,6 +107,9 @@ pub fn compose(ingredients: &Ingredients<'_>) -> Result<Closure, String> {
         base.merge(files.clone()).map_err(tell)?;
     }
     base.complete(&Entry::dir(0o755).time(TIME));
+    if let Some(Problem { field, problem, remedy }) = needs::lacking(system, &base).into_iter().next() {
+        return Err(format!("{field}: {problem}; {remedy}"));
+    }
     let accounts = Accounts::compose(system, text(&base, "etc/master.passwd").as_deref(), text(&base, "etc/group").as_deref())?;
 
     let mut tree = Tree::new();
@@ -171,6 +177,10 @@ pub fn compose(ingredients: &Ingredients<'_>) -> Result<Closure, String> {
     }
     for (name, database) in [("pwd.db", &accounts.database), ("spwd.db", &accounts.secure_database)] {
         tree.replace(format!("etc/{name}"), Entry::file(0o644, database.clone())).map_err(tell)?;
+    }
+    let own = system.files.iter().find(|file| file.path == "/etc/login.conf").map(|file| file.text.clone());
+    if let Some(database) = own.or_else(|| text(&base, "etc/login.conf")).and_then(|text| capabilities::database(&text)) {
+        tree.replace("etc/login.conf.db", Entry::file(0o644, database)).map_err(tell)?;
     }
     tree.complete(&Entry::dir(0o755));
     Ok(Closure { tree, base, accounts })

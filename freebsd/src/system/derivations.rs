@@ -28,7 +28,7 @@ pub const PLATFORM: &str = "x86_64-freebsd";
 /// A version is raised, and [`super::table`]'s module for Scheme written anew, when the builder makes anything else of the same input: one byte of an
 /// output, a file, a mode. Then all derivations that it builds are others, and nothing made by the older one is taken for what the newer one makes.
 pub const BUILDERS: [(&str, u32); 4] =
-    [("builtin:freebsd-base", 2), ("builtin:freebsd-system", 2), ("builtin:freebsd-rootfs", 1), ("builtin:freebsd-image", 2)];
+    [("builtin:freebsd-base", 2), ("builtin:freebsd-system", 3), ("builtin:freebsd-rootfs", 2), ("builtin:freebsd-image", 2)];
 
 /// The variable of a derivation with the version of its builder. A builder of another version refuses it.
 pub const VERSION: &str = "builder-version";

@@ -7,10 +7,12 @@
 //! | [`table`] | the table for Scheme and for readers |
 //! | [`toml`](mod@toml) | system files in TOML |
 //! | [`canon`] | the canonical text, in which builders get a description |
+//! | [`needs`] | what a system needs of its base |
 //! | [`packages`] | the packages of a base |
 //! | [`base`] | a base as a tree, and cutting it |
 //! | [`sets`] | FreeBSD's archives |
 //! | [`accounts`] | users and groups |
+//! | [`capabilities`] | the database of login.conf |
 //! | [`closure`] | the directory in the store that is the system |
 //! | [`rootfs`] | the root file system |
 //! | [`disk`] | the partitions of its disk |
@@ -21,11 +23,13 @@
 pub mod accounts;
 pub mod base;
 pub mod canon;
+pub mod capabilities;
 pub mod closure;
 pub mod derivations;
 pub mod disk;
 pub mod fields;
 pub mod model;
+pub mod needs;
 pub mod packages;
 pub mod rootfs;
 pub mod sets;

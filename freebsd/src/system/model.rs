@@ -292,6 +292,7 @@ impl OperatingSystem {
         self.service_problems(&mut found);
         self.image_problems(&mut found);
         self.other_problems(&mut found);
+        found.extend(super::needs::unselected(self));
         found
     }
 

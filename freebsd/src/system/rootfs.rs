@@ -12,8 +12,14 @@ use super::model::OperatingSystem;
 use crate::tree::{Content, Entry, Node, Tree, TreeError};
 
 /// Files of /etc that programs of a running system change, with their modes.
-const MUTABLE: [(&str, u16); 5] =
-    [("etc/group", 0o644), ("etc/master.passwd", 0o600), ("etc/passwd", 0o644), ("etc/pwd.db", 0o644), ("etc/spwd.db", 0o600)];
+const MUTABLE: [(&str, u16); 6] = [
+    ("etc/group", 0o644),
+    ("etc/login.conf.db", 0o644),
+    ("etc/master.passwd", 0o600),
+    ("etc/passwd", 0o644),
+    ("etc/pwd.db", 0o644),
+    ("etc/spwd.db", 0o600),
+];
 
 /// Files of /etc that libc reads only when they are regular files of root's.
 const REGULAR: [&str; 1] = ["etc/login.conf"];

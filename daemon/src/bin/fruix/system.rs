@@ -1,7 +1,7 @@
 //! `fruix system`: from a file that describes a FreeBSD system to its closure, its root file system, its disk image, and a machine that boots it.
 
 use std::collections::BTreeMap;
-use std::io::{Seek as _, Write as _};
+use std::io::{Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use bstr::BStr;
@@ -9,6 +9,8 @@ use fruix_drv::{Hash, HashAlgo, StoreDir, StorePath, path};
 use fruix_freebsd::system::derivations::{PLATFORM, Plan, Planned, Sources, Text, names, plan};
 use fruix_freebsd::system::model::Problem;
 use fruix_freebsd::system::toml::{Located, SystemFile};
+use fruix_freebsd::system::{base, needs};
+use fruix_freebsd::tree::Tree;
 use fruix_protocol::client::Client;
 use fruix_protocol::kinds::BuildMode;
 use fruix_protocol::ops;
@@ -49,7 +51,7 @@ pub(super) struct SystemArguments {
     #[arg(value_name = "OS-FILE")]
     file: PathBuf,
     /// Make it for SYSTEM
-    #[arg(long, value_name = "SYSTEM", default_value = PLATFORM)]
+    #[arg(long, value_name = "SYSTEM", default_value = PLATFORM, value_parser = [PLATFORM])]
     system: String,
     /// The store directory, if it is not that of NIX_STORE_DIR
     #[arg(long, value_name = "DIR")]
@@ -158,6 +160,18 @@ fn locals(file: &SystemFile) -> Vec<Local> {
     found
 }
 
+/// Whether `path` is a program, and not one that FreeBSD runs: what its ELF header says, or the run-time linker that it names near its beginning.
+fn is_of_another_system(path: &Path) -> bool {
+    const FREEBSD: u8 = 9;
+    const LINKER: &[u8] = b"/libexec/ld-elf.so.1\0";
+    let mut start = Vec::new();
+    let read = std::fs::File::open(path).and_then(|file| file.take(4096).read_to_end(&mut start));
+    read.is_ok()
+        && start.starts_with(b"\x7fELF")
+        && start.get(7) != Some(&FREEBSD)
+        && !start.windows(LINKER.len()).any(|window| window == LINKER)
+}
+
 /// Problems with local files that show before anything is written.
 fn local_problems(file: &SystemFile, locals: &[Local]) -> Vec<Located> {
     let mut problems = Vec::new();
@@ -169,6 +183,12 @@ fn local_problems(file: &SystemFile, locals: &[Local]) -> Vec<Located> {
             Ok(metadata) if metadata.is_dir() != local.directory => (format!("`{path}' is no {what}"), format!("name a {what}")),
             Ok(_) if local.name == names::TREE && !local.path.join("boot/kernel/kernel").exists() => {
                 (format!("`{path}' has no boot/kernel/kernel"), "name a directory with an installed FreeBSD, kernel included".to_owned())
+            }
+            Ok(_) if local.name == names::SHEPHERD && !local.path.join("bin/shepherd").exists() => {
+                (format!("`{path}' has no bin/shepherd"), "name a directory with GNU Shepherd, made for FreeBSD".to_owned())
+            }
+            Ok(_) if matches!(local.name.as_str(), names::FRUIXD | names::CLIENT) && is_of_another_system(&local.path) => {
+                (format!("`{path}' is no program for FreeBSD"), "name one that was made for FreeBSD".to_owned())
             }
             Ok(_) => match &local.flat {
                 Some(sum) => match materialise::hash(&local.path) {
@@ -182,6 +202,22 @@ fn local_problems(file: &SystemFile, locals: &[Local]) -> Vec<Located> {
         problems.push(file.locate(Problem { field: local.field.clone(), problem, remedy }));
     }
     problems
+}
+
+/// Refuses a system whose base lacks what it needs.
+fn refuse_lacking(file: &SystemFile, base: &Tree) -> Result<(), Failure> {
+    let mut problems: Vec<Located> = needs::lacking(&file.system, base).into_iter().map(|problem| file.locate(problem)).collect();
+    problems.sort_by_key(|problem| problem.line);
+    if problems.is_empty() { Ok(()) } else { Err(refuse(&problems)) }
+}
+
+/// The files of a system's packages, when they are in the store.
+fn unpacked(plan: &Plan, dir: &StoreDir) -> Option<Tree> {
+    let mut base = Tree::new();
+    for path in plan.packages.values() {
+        base.merge(base::read_package(Path::new(&dir.display(path))).ok()?.0).ok()?;
+    }
+    Some(base)
 }
 
 /// The store path that a local file has or will have.
@@ -244,6 +280,13 @@ pub(super) async fn run(mut site: Site, arguments: SystemArguments) -> Result<()
     if !problems.is_empty() {
         return Err(refuse(&problems));
     }
+    if let Some(tree) = locals.iter().find(|local| local.name == names::TREE) {
+        let base = base::read(&tree.path, &file.system.base.manifest).map_err(|error| {
+            let remedy = "name a directory with an installed FreeBSD".to_owned();
+            refuse(&[file.locate(Problem { field: tree.field.clone(), problem: error.to_string(), remedy })])
+        })?;
+        refuse_lacking(&file, &base)?;
+    }
     let dir = site.store_dir.clone();
     let mut sources = Sources { sets: vec![None; file.system.base.sets.len()], ..Sources::default() };
     let mut paths = Vec::new();
@@ -283,7 +326,13 @@ pub(super) async fn run(mut site: Site, arguments: SystemArguments) -> Result<()
     }
     add_texts(&mut client, &plan.texts).await?;
     let mode = if arguments.check { BuildMode::Check } else { BuildMode::Normal };
-    client.build_paths(ops::BuildPaths { paths: vec![dir.display(&goal.path).into()], mode }).await?;
+    if let Err(error) = client.build_paths(ops::BuildPaths { paths: vec![dir.display(&goal.path).into()], mode }).await {
+        // What archives hold is only known when they are unpacked: then the line can be named of what the builder refused.
+        if let Some(base) = unpacked(&plan, &dir) {
+            refuse_lacking(&file, &base)?;
+        }
+        return Err(error.into());
+    }
 
     let output = |planned: &Planned| planned.outputs.get("out").map(|path| PathBuf::from(dir.display(path))).unwrap_or_default();
     let count = |path: &Path| -> Result<usize, Failure> {

@@ -264,8 +264,8 @@
 ;; Each builder with the version of what it makes, and the variable that has it.
 (define %builders
   '(("builtin:freebsd-base" . "2")
-    ("builtin:freebsd-system" . "2")
-    ("builtin:freebsd-rootfs" . "1")
+    ("builtin:freebsd-system" . "3")
+    ("builtin:freebsd-rootfs" . "2")
     ("builtin:freebsd-image" . "2")))
 
 (define %builder-version "builder-version")
