@@ -52,7 +52,7 @@ mod host {
 
     /// Runs `test` in a mount namespace of its own, as a process of its own.
     pub(super) fn alone(name: &str, test: impl FnOnce()) {
-        namespace::alone(name, 200_000_000, |gid| {
+        namespace::alone(name, |gid| {
             let users = (1..=USERS).map(|n| (format!("{GROUP}{n}"), gid + n)).collect::<Vec<_>>();
             let names = users.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(",");
             mount_tmpfs("size=512m");
