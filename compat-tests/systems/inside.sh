@@ -54,6 +54,11 @@ if [ "$PLACE" = one ]; then
   ! "${client[@]}" system image "$out/wrong.toml" >"$out/said" 2>&1 || fail "a service without a program is taken"
   expected="$out/wrong.toml:13: services.ntpd: the base has no /usr/sbin/ntpd; leave it out, or name a base that has it"
   [ "$(cat "$out/said")" = "$expected" ] || fail "a service without a program is called: $(cat "$out/said")"
+  dd if=/dev/urandom of="$WORK/base/usr/share/misc/larger" bs=1M count=80 status=none
+  ! "${client[@]}" system image --disk-capacity=140M "$file" >"$out/said" 2>&1 || fail "a disk that is too small is taken"
+  rm "$WORK/base/usr/share/misc/larger"
+  grep -q '^[^ ]*: image.capacity: `140M. does not hold the ESP, the swap and 8[0-9] MiB of the base; write more' "$out/said" ||
+    fail "a disk that is too small is called: $(cat "$out/said")"
   { sed "s|^path = \"base\"|path = \"$WORK/base\"|" "$file"; printf '[services.fruixd]\nprogram = "%s"\n' "$(readlink -f /bin/sh)"; } >"$out/wrong.toml"
   ! "${client[@]}" system image "$out/wrong.toml" >"$out/said" 2>&1 || fail "a program for Linux is taken"
   grep -q "^$out/wrong.toml:[0-9]*: services.fruixd.program: .* is no program for FreeBSD; " "$out/said" ||

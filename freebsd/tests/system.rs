@@ -12,7 +12,7 @@ use fruix_freebsd::system::derivations::{PLATFORM, Sources, VERSION, plan, versi
 use fruix_freebsd::system::model::OperatingSystem;
 use fruix_freebsd::system::packages::{NAMES, lists, matches};
 use fruix_freebsd::system::toml::SystemFile;
-use fruix_freebsd::system::{base, canon, capabilities, closure, needs, rootfs, sets::Sets, table};
+use fruix_freebsd::system::{base, canon, capabilities, closure, disk, needs, rootfs, sets::Sets, table};
 use fruix_freebsd::tree::{Content, Entry, Node, Tree};
 
 const BASE: &str = r#"host-name = "test"
@@ -443,6 +443,30 @@ fn what_a_base_lacks_is_told(ingredients: &closure::Ingredients<'_>) {
             (told, said) => panic!("{told:?} {said:?}"),
         }
     }
+}
+
+/// What does not fit is told with its field; what is zeros fits.
+#[test]
+fn a_capacity_that_is_too_small_is_told() {
+    let image = |capacity: &str| read(&format!("{BASE}[image]\ncapacity = \"{capacity}\"\n")).image;
+    let mut tree = Tree::new();
+    tree.insert("", Entry::dir(0o755)).unwrap();
+    tree.insert("x", Entry::file(0o644, vec![7; 80 << 20])).unwrap();
+    let problem = disk::too_small_for(&image("140M"), &tree).unwrap();
+    assert_eq!(
+        (problem.field.as_str(), problem.problem.as_str()),
+        ("image.capacity", "`140M' does not hold the ESP, the swap and 80 MiB of the base")
+    );
+    assert_eq!(disk::too_small_for(&image("146M"), &tree), None);
+    assert_eq!(disk::too_small_for(&image("auto"), &tree), None);
+    let needed = disk::too_small(&image("140M"), &tree).unwrap();
+    assert_eq!(needed.field, "image.capacity");
+    let megabytes: u64 = needed.problem.split(' ').rev().nth(1).unwrap().parse().unwrap();
+    assert!((147..170).contains(&megabytes), "{needed:?}");
+    assert_eq!(disk::too_small(&image(&format!("{megabytes}M")), &tree), None);
+    let mut zeros = Tree::new();
+    zeros.insert("x", Entry::file(0o644, vec![0; 80 << 20])).unwrap();
+    assert_eq!(disk::too_small_for(&image("140M"), &zeros), None);
 }
 
 /// A tree that somebody made up does not lead out of the directory that it is written to.

@@ -2,7 +2,7 @@
 
 use super::base::TIME;
 use super::fields::size;
-use super::model::Image;
+use super::model::{Image, Problem};
 use crate::image::disk::{ALIGNMENT, Content, Partition, Plan};
 use crate::image::gpt::Kind;
 use crate::image::{Seed, ufs2};
@@ -61,6 +61,44 @@ fn bytes(tree: &Tree, path: &str) -> Result<Vec<u8>, String> {
         tree::Content::Bytes(bytes) => Ok(bytes.to_vec()),
         tree::Content::Host(path) => std::fs::read(path).map_err(|error| format!("`{}': {error}", path.display())),
     }
+}
+
+/// Bytes of the disk that are not the root file system's.
+fn fixed(image: &Image) -> Option<u64> {
+    Some(size(&image.esp)?.saturating_add(size(&image.swap)?).saturating_add(2 * ALIGNMENT))
+}
+
+/// A capacity that cannot hold the bytes of `part`, files of the root file system: said before anything is made of them.
+#[must_use]
+pub fn too_small_for(image: &Image, part: &Tree) -> Option<Problem> {
+    let room = size(&image.capacity)?.saturating_sub(fixed(image)?);
+    let files = || part.iter().filter_map(|(_, entry)| if let Node::File(file) = &entry.node { Some(file) } else { None });
+    if files().map(|file| file.size).sum::<u64>() <= room {
+        return None;
+    }
+    // Zeros take no room, so it must be looked for them.
+    let mut bytes = 0_u64;
+    for file in files() {
+        let count = |piece: tree::Piece<'_>| {
+            if let tree::Piece::Data(data) = piece {
+                bytes = bytes.saturating_add(data.len() as u64);
+            }
+            Ok::<(), tree::TreeError>(())
+        };
+        file.content.open(file.size).and_then(|mut content| content.pieces(1 << 15, file.size, count)).ok()?;
+    }
+    let problem = || format!("`{}' does not hold the ESP, the swap and {} MiB of the base", image.capacity, bytes >> 20);
+    (bytes > room).then(|| Problem::new("image.capacity", problem(), "write more, or \"auto\""))
+}
+
+/// A capacity that is less than a disk with this root file system should have.
+#[must_use]
+pub fn too_small(image: &Image, root: &Tree) -> Option<Problem> {
+    let capacity = size(&image.capacity)?;
+    let options = ufs2::Options { label: "root".to_owned(), time: TIME, ..ufs2::Options::new(0, Seed::new(b"")) };
+    let needed = ufs2::needed(root, &options, 0).ok()?.saturating_add(fixed(image)?);
+    let problem = || format!("`{}' is too little for {} MiB", image.capacity, needed.div_ceil(1 << 20));
+    (capacity < needed).then(|| Problem::new("image.capacity", problem(), "write more, or \"auto\""))
 }
 
 /// The plan of the disk with the root file system `root`. Identifiers follow from `seed`.

@@ -9,8 +9,8 @@ use fruix_drv::{Hash, HashAlgo, StoreDir, StorePath, path};
 use fruix_freebsd::system::derivations::{PLATFORM, Plan, Planned, Sources, Text, names, plan};
 use fruix_freebsd::system::model::Problem;
 use fruix_freebsd::system::toml::{Located, SystemFile};
-use fruix_freebsd::system::{base, needs};
-use fruix_freebsd::tree::Tree;
+use fruix_freebsd::system::{base, disk, needs, packages};
+use fruix_freebsd::tree::{ManifestOptions, Owners, Time, Tree};
 use fruix_protocol::client::Client;
 use fruix_protocol::kinds::BuildMode;
 use fruix_protocol::ops;
@@ -220,6 +220,14 @@ fn unpacked(plan: &Plan, dir: &StoreDir) -> Option<Tree> {
     Some(base)
 }
 
+/// The files of the root file system, when it is in the store.
+fn made_root(plan: &Plan, dir: &StoreDir) -> Option<Tree> {
+    let manifest = PathBuf::from(dir.display(plan.rootfs.outputs.get("out")?)).join(ROOT_MANIFEST);
+    let text = std::io::BufReader::new(std::fs::File::open(&manifest).ok()?);
+    let options = ManifestOptions { name: &manifest.to_string_lossy(), root: None, owners: &Owners::default(), time: Time::seconds(1) };
+    Tree::read_manifest(text, &options).ok()
+}
+
 /// The store path that a local file has or will have.
 fn local_path(dir: &StoreDir, local: &Local) -> Result<StorePath, Failure> {
     let (recursive, hash) = match &local.flat {
@@ -286,6 +294,16 @@ pub(super) async fn run(mut site: Site, arguments: SystemArguments) -> Result<()
             refuse(&[file.locate(Problem { field: tree.field.clone(), problem: error.to_string(), remedy })])
         })?;
         refuse_lacking(&file, &base)?;
+        let system = &file.system;
+        let selected =
+            |name: &str| name == system.kernel || name == system.bootloader || system.base_packages.iter().any(|other| other == name);
+        let mut part = Tree::new();
+        for (_, files) in base::cut(&base, &packages::lists())?.into_iter().filter(|(name, _)| selected(name)) {
+            part.merge(files)?;
+        }
+        if let Some(problem) = disk::too_small_for(&system.image, &part) {
+            return Err(refuse(&[file.locate(problem)]));
+        }
     }
     let dir = site.store_dir.clone();
     let mut sources = Sources { sets: vec![None; file.system.base.sets.len()], ..Sources::default() };
@@ -327,9 +345,13 @@ pub(super) async fn run(mut site: Site, arguments: SystemArguments) -> Result<()
     add_texts(&mut client, &plan.texts).await?;
     let mode = if arguments.check { BuildMode::Check } else { BuildMode::Normal };
     if let Err(error) = client.build_paths(ops::BuildPaths { paths: vec![dir.display(&goal.path).into()], mode }).await {
-        // What archives hold is only known when they are unpacked: then the line can be named of what the builder refused.
+        // What archives hold is only known when they are unpacked, and how much is in the root when that is made: then the line can be named of
+        // what a builder refused.
         if let Some(base) = unpacked(&plan, &dir) {
             refuse_lacking(&file, &base)?;
+        }
+        if let Some(problem) = made_root(&plan, &dir).and_then(|root| disk::too_small(&file.system.image, &root)) {
+            return Err(refuse(&[file.locate(problem)]));
         }
         return Err(error.into());
     }
