@@ -134,6 +134,8 @@ damage GPT 512 33280
 damage ESP 1048576 4096
 damage superblock $((65 * 1048576 + 65536)) 8192
 
+"$CHECKOUT/compat-tests/systems/generations.sh" "$file" "$out/generations" "${client[@]}"
+
 if [ -n "${FREEBSD_BASE:-}" ]; then
   sed "s|^path = .*|path = \"$FREEBSD_BASE\"|; s|^version = .*|version = \"15.1-RELEASE\"|" "$CHECKOUT/examples/minimal.toml" >"$out/real.toml"
   "${client[@]}" system boot --accel=tcg "$out/real.toml" >"$out/console" 2>&1 || fail "the real FreeBSD does not boot"

@@ -943,7 +943,7 @@ fn difference(one: &Entry, other: &Entry) -> String {
 }
 
 /// A path for people: what is not UTF-8 is shown as well as can be.
-pub(crate) fn show(path: &[u8]) -> String {
+pub fn show(path: &[u8]) -> String {
     if path.is_empty() { "/".to_owned() } else { String::from_utf8_lossy(path).into_owned() }
 }
 

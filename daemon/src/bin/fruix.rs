@@ -183,6 +183,7 @@ struct Site {
     store_dir: StoreDir,
     socket: PathBuf,
     log_dir: PathBuf,
+    state_dir: PathBuf,
 }
 
 impl Site {
@@ -194,7 +195,7 @@ impl Site {
             }
             _ => state_dir.join("daemon-socket/socket"),
         };
-        Ok(Site { store_dir, socket, log_dir })
+        Ok(Site { store_dir, socket, log_dir, state_dir })
     }
 
     async fn connect(&self) -> Result<Client<BufStream<UnixStream>>, Failure> {

@@ -125,6 +125,10 @@ impl Accounts {
                 }
             }
         }
+        Ok(Accounts::of_lines(&users, &groups))
+    }
+
+    fn of_lines(users: &[Vec<String>], groups: &[Vec<String>]) -> Accounts {
         let join = |lines: &[Vec<String>]| lines.iter().map(|line| line.join(":") + "\n").collect::<String>();
         let passwd: String = users
             .iter()
@@ -133,13 +137,47 @@ impl Accounts {
                 _ => None,
             })
             .collect();
-        Ok(Accounts {
-            database: database(&users, false),
-            secure_database: database(&users, true),
-            master: join(&users),
+        Accounts {
+            database: database(users, false),
+            secure_database: database(users, true),
+            master: join(users),
             passwd,
-            group: join(&groups),
-        })
+            group: join(groups),
+        }
+    }
+
+    /// What a machine has after it goes from one system to another. `there` are its texts of `master.passwd` and `group`: users and groups of its
+    /// own stay, and what was changed of a declared one, such as a password, stays field by field unless the new system changes that, too. What
+    /// only the old system declares goes.
+    #[must_use]
+    pub fn merge(old: &Accounts, new: &Accounts, there: (&str, &str)) -> Accounts {
+        let lines = |text: &str, count: usize| -> Vec<Vec<String>> {
+            entries(text).map(|(_, fields)| fields).filter(|fields| fields.len() == count).collect()
+        };
+        let merged = |old: &str, new: &str, there: &str, count: usize| {
+            let (old, new, there) = (lines(old, count), lines(new, count), lines(there, count));
+            let named = |lines: &[Vec<String>], name: Option<&String>| lines.iter().find(|line| line.first() == name).cloned();
+            let mut all = Vec::new();
+            for line in &there {
+                match (named(&old, line.first()), named(&new, line.first())) {
+                    (Some(_), None) => {}
+                    (None, None) => all.push(line.clone()),
+                    (None, Some(declared)) => all.push(declared),
+                    (Some(before), Some(declared)) => {
+                        let fields = before.iter().zip(&declared).zip(line);
+                        all.push(fields.map(|((before, declared), is)| if before == declared { is } else { declared }.clone()).collect());
+                    }
+                }
+            }
+            for line in new {
+                if named(&all, line.first()).is_none() {
+                    all.push(line);
+                }
+            }
+            all
+        };
+        let users = merged(&old.master, &new.master, there.0, 10);
+        Accounts::of_lines(&users, &merged(&old.group, &new.group, there.1, 4))
     }
 
     /// Numbers of users by name.
@@ -289,4 +327,34 @@ pub(super) fn hash_file(records: &[(Vec<u8>, Vec<u8>)]) -> Vec<u8> {
     file.extend_from_slice(&bits.to_be_bytes());
     file.resize((buckets.len() + 2) * PAGE, 0xFF);
     file
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn accounts(master: &str, group: &str) -> Accounts {
+        let lines = |text: &str| entries(text).map(|(_, fields)| fields).collect::<Vec<_>>();
+        Accounts::of_lines(&lines(master), &lines(group))
+    }
+
+    #[test]
+    fn what_a_machine_has_of_its_own_stays() {
+        let old = accounts(
+            "root:*:0:0::0:0:R:/root:/bin/sh\nanna:*:1001:20::0:0:A:/home/anna:/bin/sh\nold:*:1002:20::0:0:O:/:/bin/sh\n",
+            "staff:*:20:anna\n",
+        );
+        let new = accounts(
+            "root:*:0:0::0:0:R:/root:/bin/csh\nanna:*:1001:20::0:0:A:/home/anna:/bin/sh\nnew:*:1003:20::0:0:N:/:/bin/sh\n",
+            "staff:*:20:anna,new\n",
+        );
+        let there = "root:$6$x:0:0::0:0:Boss:/root:/bin/sh\nanna:*:1001:20::0:0:A:/home/anna:/bin/zsh\nold:$6$y:1002:20::0:0:O:/:/bin/sh\ncarl:$6$z:2000:20::0:0:C:/:/bin/sh\n";
+        let merged = Accounts::merge(&old, &new, (there, "staff:*:20:anna\nown:*:2000:carl\n"));
+        let expected = "root:$6$x:0:0::0:0:Boss:/root:/bin/csh\nanna:*:1001:20::0:0:A:/home/anna:/bin/zsh\ncarl:$6$z:2000:20::0:0:C:/:/bin/sh\nnew:*:1003:20::0:0:N:/:/bin/sh\n";
+        assert_eq!(merged.master, expected);
+        assert_eq!(merged.group, "staff:*:20:anna,new\nown:*:2000:carl\n");
+        // With itself nothing changes.
+        assert_eq!(Accounts::merge(&new, &new, (&merged.master, &merged.group)), merged);
+    }
 }

@@ -176,7 +176,7 @@ fn value_data(shape: Shape, value: &Datum) -> Option<Result<Data, String>> {
 
 /// What canonical texts are made of.
 #[derive(Debug)]
-enum Datum {
+pub(super) enum Datum {
     Bool(bool),
     Symbol(String),
     Text(String),
@@ -184,7 +184,7 @@ enum Datum {
     List(Vec<Datum>),
 }
 
-fn read(text: &str) -> Result<Datum, String> {
+pub(super) fn read(text: &str) -> Result<Datum, String> {
     if text.len() > MAX_TEXT {
         return Err(format!("is longer than {MAX_TEXT} bytes"));
     }

@@ -16,6 +16,9 @@
 //! | [`closure`] | the directory in the store that is the system |
 //! | [`rootfs`] | the root file system |
 //! | [`disk`] | the partitions of its disk |
+//! | [`installed`] | a system that is in a store, read back |
+//! | [`change`] | what a machine must change to go from one system to another |
+//! | [`machine`] | the files of a machine, looked at and changed |
 //! | [`derivations`] | the derivations that make all that |
 //!
 //! Nothing here runs anything or knows a daemon.
@@ -24,10 +27,13 @@ pub mod accounts;
 pub mod base;
 pub mod canon;
 pub mod capabilities;
+pub mod change;
 pub mod closure;
 pub mod derivations;
 pub mod disk;
 pub mod fields;
+pub mod installed;
+pub mod machine;
 pub mod model;
 pub mod needs;
 pub mod packages;

@@ -12,7 +12,7 @@ use super::model::OperatingSystem;
 use crate::tree::{Content, Entry, Node, Tree, TreeError};
 
 /// Files of /etc that programs of a running system change, with their modes.
-const MUTABLE: [(&str, u16); 6] = [
+pub(super) const MUTABLE: [(&str, u16); 6] = [
     ("etc/group", 0o644),
     ("etc/login.conf.db", 0o644),
     ("etc/master.passwd", 0o600),
@@ -107,6 +107,29 @@ pub fn read_item(path: &Path) -> Result<Tree, TreeError> {
 pub fn compose(ingredients: Ingredients<'_>) -> Result<Tree, String> {
     let Ingredients { system, closure, path, items, store, state, database } = ingredients;
     let tell = |error: TreeError| error.to_string();
+    let plain = |entry: Entry| entry.time(TIME);
+    let mut root = outside(system, closure)?;
+
+    // The store, and what knows of it.
+    root.insert("run/current-system", plain(Entry::symlink(path))).map_err(tell)?;
+    root.insert(store, plain(Entry::dir(0o755))).map_err(tell)?;
+    for (item, tree) in items {
+        root.graft(&item, tree).map_err(tell)?;
+    }
+    root.insert(format!("{state}/db/db.sqlite"), plain(Entry::host_file(0o644, database.0, database.1))).map_err(tell)?;
+    root.insert(format!("{state}/db/schema"), plain(Entry::file(0o644, b"7".to_vec()))).map_err(tell)?;
+    root.insert(format!("{state}/gcroots/current-system"), plain(Entry::symlink(CURRENT_SYSTEM))).map_err(tell)?;
+    root.complete(&plain(Entry::dir(0o755)));
+    root.check().map_err(tell)?;
+    Ok(root)
+}
+
+/// What a system has outside the store, but for the link that leads to it.
+///
+/// # Errors
+/// What is wrong, in words for the user.
+pub fn outside(system: &OperatingSystem, closure: &Closure) -> Result<Tree, String> {
+    let tell = |error: TreeError| error.to_string();
     let mut root = Tree::new();
     let plain = |entry: Entry| entry.time(TIME);
     root.insert("", plain(Entry::dir(0o755))).map_err(tell)?;
@@ -191,17 +214,6 @@ pub fn compose(ingredients: Ingredients<'_>) -> Result<Tree, String> {
         // rc(8) starts growfs when this is there, and removes it.
         root.replace("firstboot", plain(Entry::file(0o644, Vec::new()))).map_err(tell)?;
     }
-
-    // The store, and what knows of it.
-    root.insert("run/current-system", plain(Entry::symlink(path))).map_err(tell)?;
-    root.insert(store, plain(Entry::dir(0o755))).map_err(tell)?;
-    for (item, tree) in items {
-        root.graft(&item, tree).map_err(tell)?;
-    }
-    root.insert(format!("{state}/db/db.sqlite"), plain(Entry::host_file(0o644, database.0, database.1))).map_err(tell)?;
-    root.insert(format!("{state}/db/schema"), plain(Entry::file(0o644, b"7".to_vec()))).map_err(tell)?;
-    root.insert(format!("{state}/gcroots/current-system"), plain(Entry::symlink(CURRENT_SYSTEM))).map_err(tell)?;
     root.complete(&plain(Entry::dir(0o755)));
-    root.check().map_err(tell)?;
     Ok(root)
 }

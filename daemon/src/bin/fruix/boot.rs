@@ -12,7 +12,7 @@ use fruix_freebsd::system::closure::READY_LINE;
 use super::Failure;
 
 /// The flags of `fruix system boot`.
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Flags of boot")]
 pub(super) struct BootArguments {
     /// Boot FILE, a copy of the image for instance, and make nothing

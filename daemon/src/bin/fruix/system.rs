@@ -21,6 +21,7 @@ use tokio::net::UnixStream;
 use super::{Failure, Site, print_all, tempfile};
 
 mod boot;
+mod generations;
 mod materialise;
 
 /// Lines for the user that are complete as they are.
@@ -28,25 +29,104 @@ mod materialise;
 #[error("{0}")]
 pub(super) struct Plain(String);
 
-/// What to make.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub(super) enum Action {
-    /// The closure: the directory in the store that is the system
-    Build,
-    /// The root file system, at DIR when --rootfs is given
-    Rootfs,
-    /// The disk image
-    Image,
-    /// The disk image, and start it
-    Boot,
-}
-
-/// The flags of `fruix system`.
+/// What `fruix system` does.
 #[derive(Debug, clap::Args)]
 pub(super) struct SystemArguments {
-    /// What to make
-    #[arg(value_enum)]
-    action: Action,
+    #[command(subcommand)]
+    command: SystemCommand,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum SystemCommand {
+    /// Make the closure: the directory in the store that is the system
+    Build(MakeArguments),
+    /// Make the root file system, at DIR when --rootfs is given
+    Rootfs(MakeArguments),
+    /// Make the disk image
+    Image(MakeArguments),
+    /// Make the disk image, and start it
+    Boot {
+        #[command(flatten)]
+        make: MakeArguments,
+        #[command(flatten)]
+        boot: boot::BootArguments,
+    },
+    /// Make the closure, and let the running machine go to it: files, users, services; what was current stays a generation
+    Deploy {
+        #[command(flatten)]
+        make: MakeArguments,
+        /// Not the running machine, but one whose root directory is DIR
+        #[arg(long, value_name = "DIR", default_value = "/")]
+        root: PathBuf,
+    },
+    /// Go back to the generation before the current one
+    Rollback(generations::Place),
+    /// Go to a generation: a number, +N or -N from the current one, or a closure in the store
+    SwitchGeneration {
+        /// Which one
+        #[arg(value_name = "GENERATION", allow_hyphen_values = true)]
+        generation: String,
+        #[command(flatten)]
+        place: generations::Place,
+    },
+    /// List the generations
+    ListGenerations(generations::Place),
+    /// Delete generations, so that `fruix gc' can free what only they need: all but the current one, or those named
+    DeleteGenerations {
+        /// Which: 3, 2..5, ..4, 3.., or several with commas between
+        #[arg(value_name = "GENERATIONS")]
+        generations: Vec<String>,
+        #[command(flatten)]
+        place: generations::Place,
+    },
+    /// Say how two systems differ: declarations, packages, source, files
+    Diff {
+        /// The one: a generation or a closure; the one before the current generation if not given
+        #[arg(value_name = "OLD", allow_hyphen_values = true)]
+        old: Option<String>,
+        /// The other; the current one if not given
+        #[arg(value_name = "NEW", allow_hyphen_values = true)]
+        new: Option<String>,
+        #[command(flatten)]
+        place: generations::Place,
+    },
+}
+
+/// What to make.
+#[derive(Clone, Debug)]
+enum Action {
+    Build,
+    Rootfs,
+    Image,
+    Boot(boot::BootArguments),
+    /// Of the machine whose root directory this is.
+    Deploy(PathBuf),
+}
+
+impl Action {
+    /// As it is called in reports.
+    fn name(&self) -> &'static str {
+        match self {
+            Action::Build => "build",
+            Action::Rootfs => "rootfs",
+            Action::Image => "image",
+            Action::Boot(_) => "boot",
+            Action::Deploy(_) => "deploy",
+        }
+    }
+
+    fn has_rootfs(&self) -> bool {
+        !matches!(self, Action::Build | Action::Deploy(_))
+    }
+
+    fn has_image(&self) -> bool {
+        matches!(self, Action::Image | Action::Boot(_))
+    }
+}
+
+/// The flags of what makes a system of a file.
+#[derive(Debug, clap::Args)]
+struct MakeArguments {
     /// The file that describes the system, in TOML
     #[arg(value_name = "OS-FILE")]
     file: PathBuf,
@@ -77,8 +157,6 @@ pub(super) struct SystemArguments {
     /// Do not show what builders say
     #[arg(short, long)]
     quiet: bool,
-    #[command(flatten)]
-    boot: boot::BootArguments,
 }
 
 /// What is printed, in its order.
@@ -104,7 +182,7 @@ fn refuse(problems: &[Located]) -> Failure {
     Plain(problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")).into()
 }
 
-fn read(file: &Path, arguments: &SystemArguments) -> Result<SystemFile, Failure> {
+fn read(file: &Path, arguments: &MakeArguments) -> Result<SystemFile, Failure> {
     let text = std::fs::read(file).map_err(|error| format!("reading `{}': {error}", file.display()))?;
     let text = String::from_utf8(text).map_err(|error| {
         let line = error.as_bytes().iter().take(error.utf8_error().valid_up_to()).filter(|byte| **byte == b'\n').count() + 1;
@@ -275,13 +353,30 @@ fn options(quiet: bool) -> ops::SetOptions {
 }
 
 /// Runs `fruix system`.
-pub(super) async fn run(mut site: Site, arguments: SystemArguments) -> Result<(), Failure> {
+pub(super) async fn run(site: Site, arguments: SystemArguments) -> Result<(), Failure> {
+    match arguments.command {
+        SystemCommand::Build(arguments) => make(site, Action::Build, arguments).await,
+        SystemCommand::Rootfs(arguments) => make(site, Action::Rootfs, arguments).await,
+        SystemCommand::Image(arguments) => make(site, Action::Image, arguments).await,
+        SystemCommand::Boot { make: arguments, boot } => make(site, Action::Boot(boot), arguments).await,
+        SystemCommand::Deploy { make: arguments, root } => make(site, Action::Deploy(root), arguments).await,
+        SystemCommand::Rollback(place) => generations::rollback(&site, &place),
+        SystemCommand::SwitchGeneration { generation, place } => generations::switch(&site, &place, &generation),
+        SystemCommand::ListGenerations(place) => generations::list(&site, &place),
+        SystemCommand::DeleteGenerations { generations, place } => generations::delete(&site, &place, &generations),
+        SystemCommand::Diff { old, new, place } => generations::diff(&site, &place, old.as_deref(), new.as_deref()),
+    }
+}
+
+async fn make(mut site: Site, action: Action, arguments: MakeArguments) -> Result<(), Failure> {
     if let Some(store) = &arguments.store {
         site.store_dir = StoreDir::checked(store)?;
     }
     let file = read(&arguments.file, &arguments)?;
-    if let (Action::Boot, Some(image)) = (arguments.action, &arguments.boot.image) {
-        return boot::boot(image, &file.system.image.format, &file.system.ready_marker, &arguments.boot);
+    if let Action::Boot(boot) = &action
+        && let Some(image) = &boot.image
+    {
+        return boot::boot(image, &file.system.image.format, &file.system.ready_marker, boot);
     }
     let locals = locals(&file);
     let problems = local_problems(&file, &locals);
@@ -325,13 +420,14 @@ pub(super) async fn run(mut site: Site, arguments: SystemArguments) -> Result<()
         paths.push(path);
     }
     let plan = plan(&file.system, &sources, &dir, &arguments.system)?;
-    let goal = match arguments.action {
-        Action::Build => &plan.system,
+    let goal = match &action {
+        Action::Build | Action::Deploy(_) => &plan.system,
         Action::Rootfs => &plan.rootfs,
-        Action::Image | Action::Boot => &plan.image,
+        Action::Image | Action::Boot(_) => &plan.image,
     };
-    let mut report = describe(&file, &plan, &dir, arguments.action);
-    if arguments.dry_run {
+    let mut report = describe(&file, &plan, &dir, &action);
+    // What deploying changes is only known with the closure.
+    if arguments.dry_run && !matches!(action, Action::Deploy(_)) {
         report.say("dry_run", "yes");
         return report.print(arguments.json);
     }
@@ -363,7 +459,11 @@ pub(super) async fn run(mut site: Site, arguments: SystemArguments) -> Result<()
         let items = manifest.split(|byte| *byte == b'\n').filter_map(|line| line.strip_prefix(prefix.as_slice()));
         Ok(items.filter(|rest| !rest.split(|byte| *byte == b' ').next().unwrap_or_default().contains(&b'/')).count())
     };
-    if arguments.action != Action::Build {
+    if let Action::Deploy(root) = &action {
+        let place = generations::Place::new(root.clone(), arguments.dry_run, arguments.json);
+        return generations::deploy(&site, &place, &output(&plan.system), report);
+    }
+    if action.has_rootfs() {
         let rootfs = output(&plan.rootfs);
         if rootfs.exists() {
             report.say("store_item_count", count(&rootfs)?.to_string());
@@ -373,7 +473,7 @@ pub(super) async fn run(mut site: Site, arguments: SystemArguments) -> Result<()
             report.say("rootfs", target.display().to_string());
         }
     }
-    if matches!(arguments.action, Action::Image | Action::Boot) {
+    if action.has_image() {
         let image = output(&plan.image);
         report.say("raw_sha256", materialise::hash(&image)?.base16());
         report.say("image_size_bytes", std::fs::metadata(&image)?.len().to_string());
@@ -381,23 +481,23 @@ pub(super) async fn run(mut site: Site, arguments: SystemArguments) -> Result<()
             materialise::copy_sparse(&image, target)?;
             report.say("image_copy", target.display().to_string());
         }
-        if arguments.action == Action::Boot {
+        if let Action::Boot(boot) = &action {
             report.print(arguments.json)?;
-            return boot::boot(&image, &file.system.image.format, &file.system.ready_marker, &arguments.boot);
+            return boot::boot(&image, &file.system.image.format, &file.system.ready_marker, boot);
         }
     }
     report.print(arguments.json)
 }
 
 /// What is known before anything is built.
-fn describe(file: &SystemFile, plan: &Plan, dir: &StoreDir, action: Action) -> Report {
+fn describe(file: &SystemFile, plan: &Plan, dir: &StoreDir, action: &Action) -> Report {
     let system = &file.system;
     let show = |path: &StorePath| dir.display(path);
     let out = |planned: &Planned| planned.outputs.get("out").map(show).unwrap_or_default();
     let mut report = Report::default();
     let stores: BTreeMap<&str, String> = plan.packages.iter().map(|(name, path)| (name.as_str(), show(path))).collect();
     let store = |name: &str| stores.get(name).cloned().unwrap_or_default();
-    report.say("action", format!("{action:?}").to_lowercase());
+    report.say("action", action.name());
     report.say("system_file", file.path.display().to_string());
     report.say("host_name", &system.host_name);
     report.say("closure_path", out(&plan.system));
@@ -424,11 +524,11 @@ fn describe(file: &SystemFile, plan: &Plan, dir: &StoreDir, action: Action) -> R
     report.say("freebsd_base_file", format!("{}/metadata/freebsd-base.scm", out(&plan.system)));
     report.say("init_mode", &system.init_mode);
     report.say("ready_marker", &system.ready_marker);
-    if action != Action::Build {
+    if action.has_rootfs() {
         report.say("rootfs_store", out(&plan.rootfs));
         report.say("rootfs_derivation", show(&plan.rootfs.path));
     }
-    if matches!(action, Action::Image | Action::Boot) {
+    if action.has_image() {
         report.say("disk_image", out(&plan.image));
         report.say("image_derivation", show(&plan.image.path));
         report.say("image_format", &system.image.format);

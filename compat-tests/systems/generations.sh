@@ -1,0 +1,143 @@
+#!/bin/bash
+# generations.sh FILE OUT CLIENT... : a machine goes from one system to another and back, as directories; part of inside.sh.
+#
+# A machine that was made of the first system and is deployed the second one has just what a machine has that is made of the second, and the other way
+# round.  What somebody changed meanwhile stays.  A deployment that is killed leaves one of the two current, and the next one ends it.
+set -euo pipefail
+file=$1 out=$2
+shift 2
+client=("$@")
+fail() {
+  echo "FAILED: generations: $*" >&2
+  exit 1
+}
+mkdir "$out"
+second=$(dirname "$file")/second.toml
+sed -e 's/^host-name = .*/host-name = "second"/' -e 's/^version = .*/version = "0.2"/' -e 's/^path = "base"/path = "base2"/' -e 's/^port = .*/port = 2223/' \
+  -e 's|^home = "/home/anna"|home = "/home/anna"\nshell = "/bin/sh"|' "$file" >"$second"
+cat >>"$second" <<'END'
+[[files]]
+path = "/usr/local/etc/second.conf"
+text = "of the second\n"
+[[users]]
+name = "bert"
+uid = 1002
+group = "staff"
+home = "/home/bert"
+ssh-keys = ["ssh-ed25519 AAAA bert"]
+[services.ntpd]
+END
+base=$(dirname "$file")/base
+cp -r "$base" "${base}2"
+echo more >>"${base}2/bin/sh"
+install -m 755 "$base/sbin/init" "${base}2/usr/sbin/ntpd"
+install -m 755 "$base/sbin/init" "${base}2/etc/rc.d/ntpd"
+echo new >"${base}2/etc/new"
+mkdir "${base}2/etc/new.d"
+echo deep >"${base}2/etc/new.d/deep"
+rm "${base}2/etc/termcap"
+chmod -R go+rX "$(dirname "$file")"
+
+for number in 1 2; do
+  [ "$number" = 1 ] && os=$file || os=$second
+  "${client[@]}" system rootfs --rootfs="$out/root$number" "$os" >"$out/made$number" 2>>"$out/log" || fail "no root file system"
+  rm -f "$out/root$number/firstboot"
+done
+closure() { sed -n 's/^closure_path=//p' "$out/made$1"; }
+# All but the store and what knows of it, and the times.
+list() { (cd "$1" && find . \( -path ./frx -o -path ./run/current-system \) -prune -o -printf '%p %y %m %U:%G %l ' \( -type f -exec md5sum -z {} \; -o -true \) -printf '\n' | tr -d '\0' | sed "s|$1||g" | sort); }
+is() { # MACHINE NUMBER
+  diff <(list "$1") <(list "$out/root$2") >"$out/differs" || fail "a machine with the system $2 has not what it should: $(head -n 5 "$out/differs")"
+  [ "$(readlink "$1/run/current-system")" = "$(closure "$2")" ] || fail "the current system is $(readlink "$1/run/current-system"), not the $2"
+}
+machine() { cp -a "$out/root1" "$1"; }
+run() { "${client[@]}" system "$@" >"$out/said" 2>>"$out/log"; }
+
+m=$out/machine
+machine "$m"
+is "$m" 1
+snapshot() { find "$m" -path "$m/frx/var" -prune -o -printf '%p %T@ %i\n' | sort | md5sum; }
+before=$(snapshot)
+run deploy --dry-run --root="$m" "$second" || fail "a dry run ends badly"
+grep -q '^dry_run=yes' "$out/said" || fail "a dry run does not say so"
+[ "$(snapshot)" = "$before" ] || fail "a dry run changes something"
+run deploy --root="$m" "$second" || fail "no deployment"
+is "$m" 2
+grep -q '^services=ntpd:start,sshd:restart$' "$out/said" || fail "services: $(grep ^services= "$out/said")"
+grep -q '^reboot_needed=no' "$out/said" || fail "the kernel is the same, and a reboot is needed"
+run list-generations --root="$m"
+grep -q "^generation=1 current=no .*closure_path=$(closure 1)$" "$out/said" && grep -q "^generation=2 current=yes .* base=freebsd-0.2 " "$out/said" ||
+  fail "generations: $(cat "$out/said")"
+run diff --root="$m"
+for line in '-host-name "stand-in"' '+host-name "second"' '+file /etc/new' '-file /etc/termcap' '+file /home/bert' '!closure etc/rc.conf'; do
+  grep -q -F -x -e "$line" "$out/said" || fail "the difference lacks: $line"
+done
+run rollback --root="$m" || fail "no way back"
+is "$m" 1
+run switch-generation --root="$m" +1
+is "$m" 2
+! run delete-generations --root="$m" 2 || fail "the current generation can be deleted"
+run delete-generations --root="$m"
+run list-generations --root="$m"
+[ "$(grep -c . "$out/said")" = 1 ] || fail "after a deletion: $(cat "$out/said")"
+
+# Somebody else's changes stay.
+rm -rf "$m"
+machine "$m"
+sed -i 's/^anna:[^:]*:/anna:$6$secret:/; $a carl:*:1003:20::0:0:Carl:/home/carl:/bin/sh' "$m/etc/master.passwd"
+echo mine >"$m/etc/stand-in"
+echo mine >"$m/usr/local/etc/second.conf"
+run deploy --root="$m" "$second" || fail "no deployment to a machine that was changed"
+grep -q '^anna:$6$secret:1001:.*:/bin/sh$' "$m/etc/master.passwd" || fail "a password is lost, or a shell is not changed: $(grep anna "$m/etc/master.passwd")"
+grep -q '^carl:' "$m/etc/passwd" && grep -q '^bert:' "$m/etc/passwd" || fail "users are lost"
+[ "$(cat "$m/etc/stand-in")" = mine ] || fail "a changed file that both systems have is lost"
+[ "$(cat "$m/usr/local/etc/second.conf" "$m/usr/local/etc/second.conf.fruixnew")" = $'mine\nof the second' ] || fail "a changed file is lost"
+run rollback --root="$m" || fail "no way back on a machine that was changed"
+grep -q '^anna:$6$secret:1001:.*:/usr/sbin/nologin$' "$m/etc/master.passwd" && grep -q '^carl:' "$m/etc/passwd" || fail "going back loses users"
+! grep -q '^bert:' "$m/etc/passwd" || fail "a user of the other system stays"
+
+# What a user has put in the way is not followed.
+rm -rf "$m"
+machine "$m"
+rm -rf "${m:?}/home"
+mkdir "$out/elsewhere"
+ln -s "$out/elsewhere" "$m/home"
+! run deploy --root="$m" "$second" || fail "a link is followed"
+grep -q 'behind `/home' "$out/log" || fail "a link in the way is not named"
+[ -z "$(ls "$out/elsewhere")" ] || fail "something was written behind a link"
+
+# What cannot be done is undone: a directory that cannot be written to.
+rm -rf "$m"
+machine "$m"
+if chattr +i "$m/usr/local/etc" 2>/dev/null; then
+  status=0
+  run deploy --root="$m" "$second" || status=$?
+  chattr -i "$m/usr/local/etc"
+  [ "$status" -eq 1 ] || fail "deployed where nothing can be written"
+  is "$m" 1
+  grep -q 'the machine has gone back to' "$out/log" || fail "going back is not told"
+fi
+
+# Killed at any moment of the time that it takes.
+turns=${FRUIX_DEPLOYMENTS:-12} killed=0
+second_closure=$(closure 2)
+rm -rf "$m"
+machine "$m"
+begun=$(date +%s%N)
+run switch-generation --root="$m" "$second_closure"
+took=$((($(date +%s%N) - begun) / 1000000 + 10))
+for turn in $(seq 1 "$turns"); do
+  rm -rf "$m"
+  machine "$m"
+  after=$((took * turn / turns))
+  # In a shell of its own, which says nothing of what was killed.
+  (timeout --signal=KILL "$((after / 1000)).$(printf %03d $((after % 1000)))" "${client[@]}" system switch-generation --root="$m" "$second_closure" || exit 1) \
+    >/dev/null 2>&1 || killed=$((killed + 1))
+  current=$(readlink "$m/run/current-system") || fail "killed in turn $turn, there is no current system"
+  [ "$current" = "$(closure 1)" ] || [ "$current" = "$second_closure" ] || fail "killed in turn $turn, the current system is $current"
+  run switch-generation --root="$m" "$second_closure" || fail "killed in turn $turn, it cannot be done again"
+  # What was unfinished is gone, too.
+  is "$m" 2
+done
+[ "$killed" -gt 0 ] || fail "none of $turns was killed"
+echo "generations: there and back, $killed of $turns killed after up to $took ms"
