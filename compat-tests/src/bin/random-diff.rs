@@ -15,7 +15,6 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
@@ -388,7 +387,7 @@ fn accept(files: &[PathBuf]) -> Result<bool> {
 }
 
 fn pipe(socket: &Path) -> Result<bool> {
-    let mut incoming = UnixStream::connect(socket)?;
+    let mut incoming = side::connect(socket)?;
     let mut outgoing = incoming.try_clone()?;
     std::thread::spawn(move || {
         let _ = io::copy(&mut io::stdin().lock(), &mut outgoing);

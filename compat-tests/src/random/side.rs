@@ -52,6 +52,22 @@ impl Drop for Side {
 /// What happened: a line for each operation, behind it what it said and answered; at the end what is on the disk.
 pub type Transcript = Vec<String>;
 
+/// Connects to a daemon. One that has just been started may not listen yet, while its predecessor's socket is still there.
+///
+/// # Errors
+/// Nobody listens in time.
+pub fn connect(path: &Path) -> std::io::Result<UnixStream> {
+    let begin = Instant::now();
+    loop {
+        match UnixStream::connect(path) {
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused && begin.elapsed() < PATIENCE => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            other => return other,
+        }
+    }
+}
+
 impl Side {
     /// Makes the namespaces for the daemon `name`, with the script `side.sh`, whose environment says the rest.
     ///
@@ -125,17 +141,7 @@ impl Side {
                 .spawn()?;
             ours
         } else {
-            // A daemon that has just been started may not listen yet, while its predecessor's socket is still there.
-            let path = self.root.join("frx/var/daemon-socket/socket");
-            let begin = Instant::now();
-            loop {
-                match UnixStream::connect(&path) {
-                    Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused && begin.elapsed() < PATIENCE => {
-                        std::thread::sleep(Duration::from_millis(20));
-                    }
-                    other => break other?,
-                }
-            }
+            connect(&self.root.join("frx/var/daemon-socket/socket"))?
         };
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
