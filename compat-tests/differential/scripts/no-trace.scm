@@ -1,7 +1,7 @@
 ;; clients: 1.2
 ;; Without traces: failures of every kind.
 (with-store store
-  (set-build-options store #:use-substitutes? #f #:offload? #f #:print-build-trace #f #:keep-going? #t #:timeout 1)
+  (set-build-options store #:use-substitutes? #f #:offload? #f #:print-build-trace #f #:keep-going? #t #:timeout 4)
   (attempt (build store (sh store "good" "echo out; echo > $out")))
   (attempt (build store (sh store "bad" "echo out; exit 1")))
   (attempt (build store (sh store "nothing" "echo out")))
