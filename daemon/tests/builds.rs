@@ -1015,6 +1015,63 @@ mod attacks {
         });
     }
 
+    /// A20: with an access control list, others write to a file that is root's and that nobody may write to by its mode. ZFS has those of NFSv4 always,
+    /// UFS has either kind where it is told to.
+    #[test]
+    fn access_lists_are_taken_away() {
+        use std::os::unix::process::CommandExt as _;
+
+        const NOBODY: u32 = 65534;
+        host::alone("access_lists_are_taken_away", || {
+            for (flag, file, dir) in [
+                ("-N", "-m u:65534:full_set::allow", "-m u:65534:full_set:fd:allow"),
+                ("-a", "-m u:65534:rwx,m::rwx", "-d -m u::rwx,g::rwx,o::rwx,u:65534:rwx,m::rwx"),
+            ] {
+                let disk = run(Command::new("mdconfig").args(["-a", "-t", "swap", "-s", "96m"]));
+                let device = format!("/dev/{}", disk.trim());
+                run(Command::new("newfs").args(["-U", &device]));
+                run(Command::new("tunefs").args([flag, "enable", &device]));
+                run(Command::new("mount").args([&device, DIR]));
+                {
+                    let world = World::new(&[]);
+                    // Modes are already what they are to be, so that nobody needs to change them.
+                    let tree = format!(
+                        "mkdir -p $out/d; echo x >$out/f; echo x >$out/d/f; ln -s f $out/l; ln -P $out/l $out/d/l; chmod 444 $out/f $out/d/f
+                        chmod 555 $out/d $out; setfacl {file} $out/f $out/d/f; setfacl {dir} $out/d $out
+                        ls -ld $out $out/d $out/f | grep -c '^[^ ]*+'"
+                    );
+                    let tree = world.make(recipe("tree", &tree));
+                    let link = world.make(recipe("link", "ln -s /none $out"));
+                    let links = "l=$out/l; mkdir $out; ln -s x $l; setfacl -h -m u:65534:full_set::allow $l; ln -P $l $out/m; ls -ld $l | grep '^[^ ]*+'";
+                    let nfs4 = (flag == "-N").then(|| {
+                        let top = "ln -s x $out; setfacl -h -m u:65534:full_set::allow $out; ls -ld $out | grep '^[^ ]*+'";
+                        [world.make(recipe("links", links)), world.make(recipe("top", top))]
+                    });
+                    let mut outputs = Vec::new();
+                    for made in [tree, link].iter().chain(nfs4.iter().flatten()) {
+                        let (built, log) = world.build(made, &[]);
+                        assert!(built, "{log}\n{}", world.said());
+                        outputs.push(world.store_dir.display(made.out()));
+                    }
+                    let found = sh(&format!("find {} -acl", outputs.join(" ")));
+                    let [tree, ..] = outputs.as_slice() else { panic!() };
+                    let harm = format!(
+                        "cd {DIR}/store && echo evil >{tree}/f; echo evil >{tree}/d/f; touch {tree}/new; rm -f {tree}/l {}; chmod 777 {tree}/d",
+                        outputs.join(" ")
+                    );
+                    let harmed = Command::new("/bin/sh").args(["-c", &harm]).gid(NOBODY).uid(NOBODY).output().unwrap();
+                    let text = String::from_utf8_lossy(&harmed.stderr);
+                    assert!(text.matches("denied").count() >= 4, "{text}");
+                    world.assert_clean();
+                    world.verify();
+                    assert_eq!(found, "");
+                }
+                run(Command::new("umount").arg(DIR));
+                run(Command::new("mdconfig").args(["-d", "-u", disk.trim()]));
+            }
+        });
+    }
+
     /// A1, A2, A5, A6, A7, A12: whose the files of a build are while it runs and when it has ended, and who is no client.
     #[test]
     fn files_of_a_build_are_nobody_elses() {
@@ -1068,7 +1125,7 @@ mod attacks {
         });
     }
 
-    /// D9: a process that is left, however it hides.
+    /// A4, D9: a process that is left, however it hides, also one that would lead the removal of its files elsewhere.
     #[test]
     fn no_process_is_left() {
         host::alone("no_process_is_left", || {
@@ -1079,6 +1136,19 @@ mod attacks {
                 echo x >$out";
             world.script(recipe("leaver", script), &[]);
             assert_eq!(host::left(), Vec::<String>::new());
+            let canary = Path::new(DIR).join("canary");
+            fs::create_dir(&canary).unwrap();
+            fs::write(canary.join("file"), "x").unwrap();
+            // A directory becomes a link, and a directory again, while the builder ends and all is removed.
+            let swap = format!("while :; do mv swap x; ln -s {} swap; rm swap; mv x swap; done", canary.display());
+            let script = format!(
+                "for d in $TMPDIR $NIX_STORE; do cd $d; mkdir swap; for i in 1 2 3 4 5; do : >swap/$i; done; ({swap}) >/dev/null 2>&1 & done; sleep 0.$n; echo x >$out"
+            );
+            for n in 1..=4 {
+                world.script(recipe(&format!("swapper-{n}"), &script).env("n", &n.to_string()), &[]);
+                world.assert_clean();
+                assert!(canary.join("file").exists());
+            }
             world.assert_clean();
         });
     }

@@ -660,15 +660,23 @@ mod freebsd {
         world.assert_clean();
     }
 
-    /// The kernel, with how often each operation was asked for and how long it took in all.
+    /// The kernel, with how often each operation was asked for and how long it took in all. Who asks dies instead of asking a last time.
     #[derive(Default)]
-    struct Timed(BTreeMap<&'static str, (u32, Duration)>);
+    struct Timed {
+        times: BTreeMap<&'static str, (u32, Duration)>,
+        asked: u32,
+        last: Option<u32>,
+    }
 
     impl Timed {
         fn time<T>(&mut self, name: &'static str, ask: impl FnOnce() -> T) -> T {
+            self.asked += 1;
+            if Some(self.asked) == self.last {
+                std::panic::resume_unwind(Box::new("dead"));
+            }
             let since = Instant::now();
             let answer = ask();
-            let entry = self.0.entry(name).or_default();
+            let entry = self.times.entry(name).or_default();
             entry.0 += 1;
             entry.1 += since.elapsed();
             answer
@@ -720,8 +728,11 @@ mod freebsd {
         let since = Instant::now();
         tear_down(&mut kernel, &cell.name, &cell.root, true).unwrap();
         let down = since.elapsed();
-        let steps: Vec<String> =
-            kernel.0.iter().map(|(name, (count, time))| format!("{name} {count} times {:.1} ms", time.as_secs_f64() * 1000.0)).collect();
+        let steps: Vec<String> = kernel
+            .times
+            .iter()
+            .map(|(name, (count, time))| format!("{name} {count} times {:.1} ms", time.as_secs_f64() * 1000.0))
+            .collect();
         println!("{} mounts: up {} ms, down {} ms: {}", cell.mounts.len(), up.as_millis(), down.as_millis(), steps.join(", "));
     }
 
@@ -762,6 +773,42 @@ mod freebsd {
         world.assert_clean();
     }
 
+    /// A keeper is killed at any step of making a jail, and all of its daemon with it: the next daemon removes whatever there is by then.
+    fn a_death_at_any_step_leaves_nothing(world: &World) {
+        let state = world.dir.join("state-of-the-dead");
+        let instance = state.join("jails/1x1");
+        let ruleset = provide_ruleset(&mut Host, &builder_devices()).unwrap();
+        // As on FreeBSD 14, where no descriptor takes the jail along.
+        let features = Features { release: 1_400_097, ..Host.features().unwrap() };
+        let limit = Limit { resource: "maxproc".to_owned(), action: "deny".to_owned(), amount: 50 };
+        let (mut most_mounts, mut limited) = (0, false);
+        for last in 1.. {
+            let spec = BuildSpec { extra_dirs: base(), ..world.spec("") };
+            let plan = world.sandbox(std::slice::from_ref(&limit)).plan(&spec).unwrap();
+            let (name, root) = (format!("fruixd-dead-{last}"), spec.root.unwrap());
+            let cell = fruixd::sandbox::jails::cell(&plan, &name, ruleset).unwrap();
+            fs::create_dir_all(&instance).unwrap();
+            fs::write(instance.join("0"), format!(r#"{{"jail":"{name}","root":"{}"}}"#, root.display())).unwrap();
+            let mut kernel = Timed { last: Some(last), ..Timed::default() };
+            let set_up = std::panic::AssertUnwindSafe(|| set_up(&mut kernel, &cell, &features).unwrap());
+            let lives = std::panic::catch_unwind(set_up).map(drop).is_ok();
+            assert_eq!(jails().len(), usize::from(lives), "{last}");
+            most_mounts = most_mounts.max(Host.mounts_below(&root).unwrap().len());
+            limited |= sh(&format!("rctl jail:{name}")).contains("maxproc");
+            drop(Jailer::prepare(&state).unwrap());
+            let mounts = Host.mounts_below(&world.dir).unwrap();
+            assert!(mounts.is_empty() && jails().is_empty(), "{last}: {mounts:?} {:?}", jails());
+            assert!(!sh("rctl").contains("fruixd-dead"), "{last}");
+            assert!(!root.parent().unwrap().exists() && !instance.exists(), "{last}");
+            if lives {
+                println!("deaths at {last} steps, with up to {most_mounts} mounts");
+                break;
+            }
+        }
+        assert!(most_mounts >= 5 && limited == features.limits, "{most_mounts} {limited}");
+        world.assert_clean();
+    }
+
     fn base() -> Vec<(PathBuf, PathBuf)> {
         ["/lib", "/libexec"].map(|dir| (dir.into(), dir.into())).to_vec()
     }
@@ -774,7 +821,8 @@ mod freebsd {
         for all in [false, true] {
             let dir = fresh_dir();
             let daemon = Command::new(std::env::current_exe().unwrap()).arg("--as-daemon").arg(dir.path()).spawn().unwrap();
-            wait_until(|| jails().len() == 4);
+            // All four builds, beside the other one's jail: of a build that its daemon has not yet told of, only that daemon knows.
+            wait_until(|| jails().len() == 5);
             if all {
                 // Stopped first, so that none of them sees another one's end.
                 let ours = format!("$(pgrep -f -- '--as-daemon {0}|fruixd-')", dir.path().display());
@@ -841,6 +889,7 @@ mod freebsd {
             ("limits_hold", limits_hold),
             ("builtins_run", builtins_run),
             ("builds_at_once", builds_at_once),
+            ("a_death_at_any_step_leaves_nothing", a_death_at_any_step_leaves_nothing),
             ("costs", costs),
         ];
         let mut failed = Vec::new();

@@ -139,6 +139,9 @@ impl Walk<'_> {
         if crate::sys::has_flags(&stat) {
             crate::sys::clear_flags(place.dir, &place.name).map_err(Error::io("clearing flags of", shown))?;
         }
+        // Before its names are counted: each gets a file of its own.
+        #[cfg(target_os = "freebsd")]
+        let stat = if what == SFlag::S_IFLNK { plain_link(place, stat)? } else { stat };
         if what != SFlag::S_IFDIR && self.seen.meet(&stat, shown) {
             return Ok(());
         }
@@ -247,10 +250,31 @@ pub(crate) fn strip_attributes(fd: impl AsFd) -> io::Result<()> {
     Ok(())
 }
 
-/// Removes the extended attributes that users may set of an open file.
+/// Removes the extended attributes that users may set of an open file, and its access control lists: with those of NFSv4, as ZFS has them, somebody
+/// else could still write to a file of root's that nobody may write to by its mode.
 #[cfg(target_os = "freebsd")]
 pub(crate) fn strip_attributes(fd: impl AsFd) -> io::Result<()> {
-    foreign_attributes(&fd)?.iter().try_for_each(|name| crate::sys::remove_attribute(fd.as_fd(), name))
+    let fd = fd.as_fd();
+    crate::sys::strip_access_lists(fd)?;
+    crate::sys::attributes(fd)?.iter().try_for_each(|name| crate::sys::remove_attribute(fd, name))
+}
+
+/// A symbolic link without extended attributes and access control lists. A list can let others remove it, whatever the directory says. Lists of links
+/// are changed by name only, so that it is made anew.
+#[cfg(target_os = "freebsd")]
+fn plain_link(place: &Place<'_>, stat: FileStat) -> Result<FileStat> {
+    let Place { dir, name, shown } = place;
+    let remake = || {
+        let link = crate::fsutil::open_link_at(dir, name)?;
+        if foreign_attributes(&link)?.is_empty() {
+            return Ok(stat);
+        }
+        let target = nix::fcntl::readlinkat(dir, name.as_os_str())?;
+        nix::unistd::unlinkat(dir, name.as_os_str(), nix::unistd::UnlinkatFlags::NoRemoveDir)?;
+        nix::unistd::symlinkat(target.as_os_str(), dir, name.as_os_str())?;
+        lstat_at(dir, name)
+    };
+    remake().map_err(Error::io("removing extended attributes of", shown))
 }
 
 /// The extended attributes of an open file that [`strip_attributes`] would remove.
@@ -269,7 +293,9 @@ pub(crate) fn foreign_attributes(fd: impl AsFd) -> io::Result<Vec<Vec<u8>>> {
 /// The extended attributes of an open file that [`strip_attributes`] would remove.
 #[cfg(target_os = "freebsd")]
 pub(crate) fn foreign_attributes(fd: impl AsFd) -> io::Result<Vec<Vec<u8>>> {
-    crate::sys::attributes(fd.as_fd())
+    let mut found = crate::sys::attributes(fd.as_fd())?;
+    found.extend(crate::sys::access_lists(fd.as_fd())?.into_iter().map(|(_, name)| name.as_bytes().to_vec()));
+    Ok(found)
 }
 
 /// Whether an open file has a flag that keeps even root from removing it.

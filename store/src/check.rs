@@ -33,7 +33,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension};
 
 use crate::canonicalise::{foreign_attributes, frozen};
 use crate::db::SCHEMA;
-use crate::fsutil::{self, Place, STORE_MTIME, kind, links, lstat_at, open_dir, open_dir_at, open_file_at, permissions};
+use crate::fsutil::{self, Place, STORE_MTIME, kind, links, lstat_at, open_dir, open_dir_at, open_file_at, open_link_at, permissions};
 use crate::staging::is_staging;
 use crate::{Config, Error, Result};
 
@@ -622,10 +622,13 @@ impl Check<'_> {
                 wrong.push(Wrong::damage(place.shown.clone(), text, "touch -h -d @1"));
             }
         }
-        if what == SFlag::S_IFLNK {
-            return;
-        }
-        let open = if what == SFlag::S_IFDIR { open_dir_at(place.dir, &place.name) } else { open_file_at(place.dir, &place.name) };
+        let open = match what {
+            SFlag::S_IFDIR => open_dir_at(place.dir, &place.name),
+            // On Linux a link has nothing of all that.
+            SFlag::S_IFLNK if cfg!(not(target_os = "freebsd")) => return,
+            SFlag::S_IFLNK => open_link_at(place.dir, &place.name),
+            _ => open_file_at(place.dir, &place.name),
+        };
         // That it cannot be opened is said by whoever hashes it.
         if let Ok(fd) = open {
             if frozen(&fd) {

@@ -109,6 +109,14 @@ pub fn open_file_at(dir: impl AsFd, name: &OsStr) -> io::Result<OwnedFd> {
     Ok(openat(dir.as_fd(), name, flags, Mode::empty())?)
 }
 
+/// Opens `name` in `dir`, which may be a symbolic link, to ask what it is and what it has; it cannot be read.
+///
+/// # Errors
+/// Whatever the system says.
+pub fn open_link_at(dir: impl AsFd, name: &OsStr) -> io::Result<OwnedFd> {
+    Ok(openat(dir.as_fd(), name, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())?)
+}
+
 /// What `name` in `dir` is, without following a symbolic link.
 ///
 /// # Errors

@@ -60,14 +60,16 @@ fn entry(entry: &Entry) -> CellEntry {
 }
 
 /// `None`: there is no such thing here.
-fn mounted(mount: &Mount) -> Option<Mounted> {
+pub(super) fn mounted(mount: &Mount) -> Option<Mounted> {
     match mount.clone() {
         Mount::Bind { source, target, read_only, lookup } => {
             let (lookup, optional) = match lookup {
                 Lookup::Strict => (CellLookup::Strict, false),
                 Lookup::Link => (CellLookup::Link, false),
-                // What a builder may not read is left out before.
-                Lookup::Follow | Lookup::AsBuilder => (CellLookup::Follow, true),
+                Lookup::Follow => (CellLookup::Follow, true),
+                // The keeper has found it with the builder's rights, and left out what the builder may not read. What its name leads to by now may
+                // be another file, which only root could find.
+                Lookup::AsBuilder => (CellLookup::Strict, true),
             };
             Some(Mounted::Host { source, target, read_only, lookup, optional })
         }

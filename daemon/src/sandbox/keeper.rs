@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
-use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use fruix_freebsd::{Cell, Features, Host, Jail, Kernel as _, set_up, tear_down};
@@ -247,7 +247,8 @@ fn become_builder(plan: &Plan, output: &OwnedFd, socket: &OwnedFd, jail: Option<
     sys::exit_now(status)
 }
 
-/// The plan without those files of the host that the builder could not read on the host. Through nullfs it reads with its own rights as well.
+/// The plan without those files of the host that the builder could not read on the host. The others are found by their names without links from now on:
+/// through nullfs the builder reads a file with its own rights as well, but not what is above it.
 fn readable(plan: &Plan) -> Done<Plan> {
     let mut plan = plan.clone();
     let Identity::User(user) = plan.identity.clone() else { return Ok(plan) };
@@ -260,17 +261,59 @@ fn readable(plan: &Plan) -> Done<Plan> {
     step("setting supplementary groups", "", setgroups(&theirs))?;
     step("setting the group", "", setegid(Gid::from_raw(user.gid)))?;
     step("setting the user", "", seteuid(Uid::from_raw(user.uid)))?;
-    plan.mounts.retain(|mount| match mount {
-        Mount::Bind { source, lookup: Lookup::AsBuilder, .. } => is_readable(source),
-        _ => true,
-    });
+    plan.mounts.retain_mut(find_as_caller);
     step("setting the user", "", seteuid(uid))?;
     step("setting the group", "", setegid(gid))?;
     step("setting supplementary groups", "", setgroups(&groups))?;
     Ok(plan)
 }
 
-fn is_readable(path: &Path) -> bool {
-    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path);
-    file.and_then(|file| file.metadata()).is_ok_and(|metadata| metadata.is_file() && !metadata.file_type().is_fifo())
+/// Finds the source of a mount that is to be found with the builder's rights, which the caller has. False: the mount is to be left out.
+fn find_as_caller(mount: &mut Mount) -> bool {
+    let Mount::Bind { source, lookup: Lookup::AsBuilder, .. } = mount else { return true };
+    let Ok(found) = source.canonicalize() else { return false };
+    let flags = libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_NOFOLLOW;
+    let readable =
+        File::options().read(true).custom_flags(flags).open(&found).and_then(|file| file.metadata()).is_ok_and(|data| data.is_file());
+    *source = found;
+    readable
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use fruix_freebsd::{Found, Mounted};
+
+    use super::super::jails::mounted;
+    use super::*;
+
+    /// A19: a name is turned elsewhere between the look at it and the mount.
+    #[test]
+    fn what_is_mounted_is_what_the_builder_could_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().canonicalize().unwrap();
+        for name in ["public", "private"] {
+            fs::create_dir(dir.join(name)).unwrap();
+            fs::write(dir.join(name).join("file"), name).unwrap();
+        }
+        symlink("public", dir.join("way")).unwrap();
+        let bind = |source: PathBuf| Mount::Bind { target: source.clone(), source, read_only: true, lookup: Lookup::AsBuilder };
+        let mut mount = bind(dir.join("way/file"));
+        assert!(find_as_caller(&mut mount));
+        for missing in ["none", "way", "public/file/x"] {
+            assert!(!find_as_caller(&mut bind(dir.join(missing))), "{missing}");
+        }
+        fs::remove_file(dir.join("way")).unwrap();
+        symlink("private", dir.join("way")).unwrap();
+        let Some(Mounted::Host { source, target, lookup, .. }) = mounted(&mount) else { panic!("{mount:?}") };
+        assert_eq!(target, dir.join("way/file"));
+        let Ok(Found::File(found)) = Host.find(&source, lookup) else { panic!("{}", source.display()) };
+        assert_eq!(fs::read_to_string(found.path).unwrap(), "public");
+        // Nor is a link followed that has taken a directory's place.
+        fs::rename(dir.join("public"), dir.join("moved")).unwrap();
+        symlink("private", dir.join("public")).unwrap();
+        assert!(Host.find(&source, lookup).is_err());
+    }
 }
