@@ -60,9 +60,10 @@ images-short: prepare
 
 .PHONY: images images-short
 
-# A system from its file to firmware that boots it; FREEBSD_BASE=DIR boots a real FreeBSD too.
+# A system from its file to firmware that boots it; FREEBSD_BASE=DIR boots a real FreeBSD too.  And sources, by which systems are declared.
 systems: prepare
 	./compat-tests/systems/boot.sh
+	./compat-tests/systems/sources.sh
 
 .PHONY: systems
 

@@ -6,30 +6,8 @@ fail() {
   echo "FAILED: $*" >&2
   exit 1
 }
-mount --bind "$out/frx" /frx
-mount -t tmpfs -o mode=755 tmpfs /run
-builders=""
-{
-  grep '^\(root\|nobody\):' /etc/passwd
-  for i in 1 2 3 4; do
-    echo "sysbuild$i:x:$((32000 + i)):32000::/var/empty:/usr/sbin/nologin"
-    builders+=${builders:+,}sysbuild$i
-  done
-  echo 'mallory:x:33001:33000::/tmp:/bin/sh'
-} >/run/passwd
-{
-  grep '^\(root\|nogroup\|kvm\|tty\):' /etc/group
-  echo "guixbuild:x:32000:$builders"
-  echo 'people:x:33000:'
-} >/run/group
-mount --bind /run/passwd /etc/passwd
-mount --bind /run/group /etc/group
-mkdir -p /frx/store /frx/var/log /frx/etc /run/home
-chmod 1777 /run/home
-socket=/frx/var/daemon-socket/socket
-environment=(PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 HOME=/run/home TMPDIR=/run/home NIX_STORE_DIR=/frx/store
-  GUIX_STATE_DIRECTORY=/frx/var NIX_STATE_DIR=/frx/var GUIX_LOG_DIRECTORY=/frx/var/log GUIX_CONFIGURATION_DIRECTORY=/frx/etc
-  GUIX_DAEMON_SOCKET="$socket" GUILE_AUTO_COMPILE=0)
+# shellcheck source=compat-tests/systems/namespace.sh
+OUT=$out . "$(dirname "${BASH_SOURCE[0]}")/namespace.sh"
 # The second place is another user's, with another clock and other limits on his files.
 client=(env -i "${environment[@]}" "$WORK/bin/fruix")
 file=$WORK/system.toml
@@ -66,14 +44,7 @@ if [ "$PLACE" = one ]; then
   [ -z "$(find /frx/store -mindepth 1 -print -quit)" ] || fail "something was written to the store"
 fi
 
-env -i "${environment[@]}" "$WORK/bin/fruixd" --no-substitutes --build-users-group=guixbuild --listen="$socket" \
-  </dev/null >>"$out/log" 2>&1 &
-daemon=$!
-for ((i = 0; i < 400; i++)); do
-  [ ! -S "$socket" ] || break
-  kill -0 "$daemon" 2>/dev/null || fail "fruixd does not start"
-  sleep 0.05
-done
+start_daemon "$out/log" || fail "fruixd does not start"
 
 # A root file system before the image, in one place: the order of builds makes no difference.
 [ "$PLACE" = one ] || "${client[@]}" system rootfs "$file" >>"$out/log" 2>&1 || fail "no root file system"

@@ -76,7 +76,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let start = Instant::now();
     let (directory, output) = (directory.ok_or("--directory?")?, output.ok_or("OUTPUT?")?);
     let time = Time::seconds(time);
-    let root = DirectoryOptions { owner: Some((0, 0)), time: Some(time) };
+    let root = DirectoryOptions { owner: Some((0, 0)), time: Some(time), without: None };
     let mut tree = if let Some(manifest) = manifest {
         let owners = owners.map_or_else(|| Ok(Owners::default()), |directory| Owners::from_directory(&directory))?;
         let options = ManifestOptions { name: "manifest", root: Some(&directory), owners: &owners, time };

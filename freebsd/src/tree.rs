@@ -338,6 +338,8 @@ pub struct DirectoryOptions {
     pub owner: Option<(u32, u32)>,
     /// The time of everything; without it, those of the files.
     pub time: Option<Time>,
+    /// The name of what is passed over, wherever it is.
+    pub without: Option<&'static [u8]>,
 }
 
 /// Entries by path. Paths are bytes without a slash at either end; the root's is empty. The order is that of the paths' bytes, so a directory
@@ -647,6 +649,9 @@ impl Tree {
             let node = if kind.is_dir() {
                 for found in fs::read_dir(&at).map_err(host("reading", &at))? {
                     let found = found.map_err(host("reading", &at))?;
+                    if options.without.is_some_and(|name| name == found.file_name().as_bytes()) {
+                        continue;
+                    }
                     let mut child = path.clone();
                     if !child.is_empty() {
                         child.push(b'/');
@@ -665,7 +670,7 @@ impl Tree {
             } else {
                 return Err(conflict(
                     &path,
-                    "is a device, a socket or a pipe, which an image cannot have: devfs and programs make them".into(),
+                    "is a device, a socket or a pipe, which neither images nor sources have: devfs and programs make them".into(),
                 ));
             };
             let (uid, gid) = options.owner.unwrap_or((metadata.uid(), metadata.gid()));
@@ -1438,7 +1443,8 @@ mod tests {
         fs::write(dir.path().join("d/two"), b"xyz").unwrap();
         fs::hard_link(dir.path().join("d/two"), dir.path().join("d/one")).unwrap();
         std::os::unix::fs::symlink("d/one", dir.path().join("s")).unwrap();
-        let tree = Tree::from_directory(dir.path(), DirectoryOptions { owner: Some((3, 4)), time: Some(Time::seconds(9)) }).unwrap();
+        let tree = Tree::from_directory(dir.path(), DirectoryOptions { owner: Some((3, 4)), time: Some(Time::seconds(9)), without: None })
+            .unwrap();
         tree.check().unwrap();
         assert_eq!(tree.len(), 5);
         assert_eq!(tree.get("d/two"), Some(&Entry::hard_link("d/one")));

@@ -11,7 +11,7 @@ use fruix_freebsd::system::accounts::Accounts;
 use fruix_freebsd::system::derivations::{PLATFORM, Sources, VERSION, plan, version};
 use fruix_freebsd::system::model::OperatingSystem;
 use fruix_freebsd::system::packages::{NAMES, lists, matches};
-use fruix_freebsd::system::toml::SystemFile;
+use fruix_freebsd::system::toml::{Located, SourceFile, SystemFile};
 use fruix_freebsd::system::{base, canon, capabilities, closure, disk, needs, rootfs, sets::Sets, table};
 use fruix_freebsd::tree::{Content, Entry, Node, Tree};
 
@@ -30,17 +30,28 @@ fn read(text: &str) -> OperatingSystem {
     SystemFile::parse(Path::new("os.toml"), text).unwrap_or_else(|problems| panic!("{problems:?}")).system
 }
 
-/// `tests/wrong-systems`: blocks of `--- what is wrong`, the file (`@base` stands for a right beginning), `===`, and what is said of it.
-/// With `UPDATE_WRONG_SYSTEMS` set, what is said is written there anew.
 #[test]
 fn every_wrong_file_is_told_line_field_and_remedy() {
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/wrong-systems");
+    let count = wrong_files("wrong-systems", |text| SystemFile::parse(Path::new("os.toml"), text).err());
+    assert!(count >= 40, "{count}");
+}
+
+#[test]
+fn every_wrong_source_is_told_line_field_and_remedy() {
+    let count = wrong_files("wrong-sources", |text| SourceFile::parse(Path::new("os.toml"), text).err());
+    assert!(count >= 20, "{count}");
+}
+
+/// A file below `tests`: blocks of `--- what is wrong`, the file (`@base` stands for a right beginning), `===`, and what is said of it.
+/// With `UPDATE_WRONG_SYSTEMS` set, what is said is written there anew.
+fn wrong_files(golden: &str, problems: impl Fn(&str) -> Option<Vec<Located>>) -> usize {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(golden);
     let text = std::fs::read_to_string(&golden).unwrap();
     let (mut count, mut anew) = (0, String::new());
     for block in text.split_inclusive("\n---\n").map(|block| block.trim_end_matches("---\n")) {
         let (head, expected) = block.split_once("===\n").unwrap();
         let (name, file) = head.split_once('\n').unwrap();
-        let problems = SystemFile::parse(Path::new("os.toml"), &file.replace("@base\n", BASE)).expect_err(name);
+        let problems = problems(&file.replace("@base\n", BASE)).unwrap_or_else(|| panic!("{name}: nothing is said"));
         let said: String = problems.iter().map(|problem| format!("{problem}\n")).collect();
         let _ = write!(anew, "{name}\n{file}===\n{said}---\n");
         if std::env::var_os("UPDATE_WRONG_SYSTEMS").is_none() {
@@ -56,7 +67,7 @@ fn every_wrong_file_is_told_line_field_and_remedy() {
     if std::env::var_os("UPDATE_WRONG_SYSTEMS").is_some() {
         std::fs::write(&golden, anew.trim_end_matches("---\n").to_owned() + "---\n").unwrap();
     }
-    assert!(count >= 40, "{count}");
+    count
 }
 
 const FULL: &str = r#"

@@ -20,6 +20,8 @@ use fruixd::config::Places;
 use tokio::io::BufStream;
 use tokio::net::UnixStream;
 
+#[path = "fruix/source.rs"]
+mod source;
 #[path = "fruix/system.rs"]
 mod system;
 
@@ -115,6 +117,8 @@ enum Command {
     Roots,
     /// Make a FreeBSD system of a file that describes it
     System(system::SystemArguments),
+    /// Declare, pin and check a source of FreeBSD
+    Source(source::SourceArguments),
     /// Anything else is guix's
     #[command(external_subcommand)]
     Other(#[allow(dead_code)] Vec<OsString>), // They are taken as they were given.
@@ -148,7 +152,7 @@ type Failure = Box<dyn std::error::Error>;
 
 fn main() -> ExitCode {
     let first = std::env::args_os().nth(1);
-    let ours = ["build", "gc", "path-info", "log", "add", "roots", "system", "help", "--help", "-h", "--version", "-V"];
+    let ours = ["build", "gc", "path-info", "log", "add", "roots", "system", "source", "help", "--help", "-h", "--version", "-V"];
     let result = match Arguments::try_parse() {
         Ok(Arguments { command: Command::Other(_) }) => hand_over(),
         Ok(Arguments { command }) => run(command),
@@ -365,6 +369,7 @@ fn run(command: Command) -> Result<(), Failure> {
                 print_all(roots.iter().map(|(link, path)| format!("{link} -> {}", site.store_dir.display(path))))
             }
             Command::System(arguments) => system::run(site, arguments).await,
+            Command::Source(arguments) => source::run(site, arguments).await,
             Command::Other(_) => hand_over(),
         }
     })

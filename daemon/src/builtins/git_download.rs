@@ -5,7 +5,7 @@ use super::url::Url;
 use super::{BuiltinError, BuiltinInput, say};
 use std::ffi::OsStr;
 use std::fs;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -75,6 +75,47 @@ pub fn perform(input: &BuiltinInput, log: &mut dyn Write) -> Result<(), BuiltinE
     }
     say(log, &format!("failed to download {} from {}", sexp::quoted(&output.path), sexp::quoted(&parsed.to_string())));
     remove_tree(output.target())
+}
+
+/// The most that is read of a list of references, in bytes.
+const MAX_REFERENCES: u64 = 1 << 20;
+
+/// Asks the repository at `url` for references whose names are, or end with, one of `patterns`: each with the object it leads to. `directory` is
+/// empty and nobody else's; git runs there.
+///
+/// # Errors
+/// The URL is none that git may use here, there is no git, or it fails; what it said is on standard error.
+pub fn references(input: &BuiltinInput, directory: &Path, url: &str, patterns: &[String]) -> Result<Vec<(String, String)>, BuiltinError> {
+    let parsed = input.check_url(url)?;
+    if !PROTOCOLS.contains(&parsed.scheme.as_str()) && parsed.scheme != "file" {
+        return Err(BuiltinError::GitScheme { url: parsed.to_string() });
+    }
+    let program = input.git.as_deref().ok_or(BuiltinError::NoGit)?;
+    let git = Git { input, program, directory };
+    let request = request(&parsed);
+    let fixed = ["ls-remote", "--quiet", "--", &request];
+    let args: Vec<&OsStr> = fixed.into_iter().chain(patterns.iter().map(String::as_str)).map(OsStr::new).collect();
+    let started = git.command(&args).stdout(Stdio::piped()).spawn();
+    let mut child = started.map_err(BuiltinError::io("running", program))?;
+    let mut text = String::new();
+    let read = child.stdout.take().map_or(Ok(0), |stdout| stdout.take(MAX_REFERENCES).read_to_string(&mut text));
+    let status = child.wait().map_err(BuiltinError::io("running", program))?;
+    read.map_err(BuiltinError::io("reading what it says:", program))?;
+    if !status.success() {
+        return Err(BuiltinError::Fetch { url: sexp::quoted(&parsed.to_string()), reason: format!("git ls-remote: {status}") });
+    }
+    Ok(text.lines().filter_map(|line| line.split_once('\t')).map(|(object, name)| (name.to_owned(), object.to_owned())).collect())
+}
+
+/// The URL as git is given it.
+fn request(url: &Url) -> String {
+    match url.scheme.as_str() {
+        "file" => format!("file://{}", url.path),
+        _ => {
+            let user = url.userinfo.as_ref().map_or(String::new(), |u| format!("{u}@"));
+            url.request_uri().replacen("://", &format!("://{user}"), 1)
+        }
+    }
 }
 
 /// Whether `commit` names a commit, tag or branch, and can be nothing else to git: no option, no `SOURCE:DESTINATION`, no
@@ -161,13 +202,7 @@ impl Git<'_> {
 
     /// Makes the checkout.
     fn checkout(&self, url: &Url, commit: &str, recursive: bool, log: &mut dyn Write) -> Result<Option<String>, BuiltinError> {
-        let request = match url.scheme.as_str() {
-            "file" => format!("file://{}", url.path),
-            _ => {
-                let user = url.userinfo.as_ref().map_or(String::new(), |u| format!("{u}@"));
-                url.request_uri().replacen("://", &format!("://{user}"), 1)
-            }
-        };
+        let request = request(url);
         let first: [&[&str]; 2] =
             [&["init", "--quiet", "--template=", "--initial-branch=main"], &["remote", "add", "--", "origin", &request]];
         for args in first {

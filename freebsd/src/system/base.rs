@@ -32,8 +32,10 @@ fn host(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> TreeError
 /// [`TreeError`] when something cannot be read or the manifest is no mtree.
 pub fn read(directory: &Path, manifest: &str) -> Result<Tree, TreeError> {
     let file = directory.join(manifest);
-    let mut tree =
-        without_hard_links(directory, Tree::from_directory(directory, DirectoryOptions { owner: Some((0, 0)), time: Some(TIME) })?);
+    let mut tree = without_hard_links(
+        directory,
+        Tree::from_directory(directory, DirectoryOptions { owner: Some((0, 0)), time: Some(TIME), without: None })?,
+    );
     for (_, entry) in tree.iter_mut() {
         entry.mode = match &entry.node {
             Node::File(_) if entry.mode & 0o111 == 0 => 0o644,

@@ -21,6 +21,7 @@ use super::canon::{self, push_string};
 use super::capabilities;
 use super::model::{OperatingSystem, Problem};
 use super::needs;
+use super::source::FreebsdSource;
 use crate::tree::{Content, Entry, Node, Tree, TreeError, show};
 
 /// The link that leads to the system that runs.
@@ -475,11 +476,17 @@ fn metadata(ingredients: &Ingredients<'_>) -> Vec<(&'static str, String)> {
         push_string(&mut out, text);
         out
     };
-    let declared = format!(
-        "((name . {})\n  (kind . {})\n  (url . #f)\n  (path . #f)\n  (ref . #f)\n  (commit . #f)\n  (sha256 . {}))",
-        string(&base.name),
-        base.kind,
-        string(source),
+    // Where no source is declared, the base is all that is known of it.
+    let declared = base.source.as_ref().map_or_else(
+        || {
+            format!(
+                "((name . {})\n  (kind . {})\n  (url . #f)\n  (path . #f)\n  (ref . #f)\n  (commit . #f)\n  (sha256 . {}))",
+                string(&base.name),
+                base.kind,
+                string(source),
+            )
+        },
+        FreebsdSource::declared,
     );
     let stores: String = packages.iter().map(|(name, (path, _))| format!("\n  ({name} . {})", string(path))).collect();
     vec![
@@ -487,15 +494,16 @@ fn metadata(ingredients: &Ingredients<'_>) -> Vec<(&'static str, String)> {
         (
             "freebsd-base",
             format!(
-                "((name . {})\n (version . {})\n (source .\n  {declared})\n (packages .{stores}))\n",
+                "((name . {})\n (version . {})\n (source .\n  {declared})\n (made-from . {})\n (packages .{stores}))\n",
                 string(&base.name),
-                string(&base.version)
+                string(&base.version),
+                string(source)
             ),
         ),
         (
             "store-layout",
             format!(
-                "((store . {})\n (system . {})\n (current-system . {})\n (packages .{stores}))\n",
+                "((store . {})\n (system . {})\n (current-system . {})\n (freebsd-source .\n  {declared})\n (packages .{stores}))\n",
                 string(store),
                 string(path),
                 string(CURRENT_SYSTEM)

@@ -8,6 +8,11 @@
 //!                                               |        |
 //!                                               +--------+--> fruix-rootfs-HOST (builtin:freebsd-rootfs)
 //! image's settings as canonical text --------------------------------|--> fruix-image-HOST (builtin:freebsd-image)
+//!
+//! directory, normalised -------------------------------+
+//! commit --(builtin:git-download)----------------------+--> freebsd-source-NAME (builtin:freebsd-source)
+//! archive, or URL of one --(builtin:download)----------+
+//! declaration as canonical text -----------------------+
 //! ```
 //!
 //! Neither the place of the system file nor that of what it names is in any of them, so equal inputs give equal derivations.
@@ -19,6 +24,7 @@ use fruix_drv::{Derivation, DerivationOutput, Hash, StoreDir, StorePath, StorePa
 use super::canon;
 use super::model::{Fruixd, Image, OperatingSystem, Shepherd};
 use super::packages::{Cut, NAMES, lists};
+use super::source::{FreebsdSource, GIT, SRC_TXZ};
 
 /// The platform for which systems are built when nothing is said. The builders are the daemon's own and run anywhere.
 pub const PLATFORM: &str = "x86_64-freebsd";
@@ -27,8 +33,13 @@ pub const PLATFORM: &str = "x86_64-freebsd";
 ///
 /// A version is raised, and [`super::table`]'s module for Scheme written anew, when the builder makes anything else of the same input: one byte of an
 /// output, a file, a mode. Then all derivations that it builds are others, and nothing made by the older one is taken for what the newer one makes.
-pub const BUILDERS: [(&str, u32); 4] =
-    [("builtin:freebsd-base", 2), ("builtin:freebsd-system", 3), ("builtin:freebsd-rootfs", 2), ("builtin:freebsd-image", 2)];
+pub const BUILDERS: [(&str, u32); 5] = [
+    ("builtin:freebsd-base", 2),
+    ("builtin:freebsd-system", 4),
+    ("builtin:freebsd-rootfs", 3),
+    ("builtin:freebsd-image", 2),
+    ("builtin:freebsd-source", 1),
+];
 
 /// The variable of a derivation with the version of its builder. A builder of another version refuses it.
 pub const VERSION: &str = "builder-version";
@@ -64,6 +75,10 @@ pub mod names {
     pub const FRUIXD: &str = "fruixd";
     /// `services.fruixd.client`.
     pub const CLIENT: &str = "fruix";
+    /// The tree of a source, a directory's or a commit's.
+    pub const SOURCE_TREE: &str = "freebsd-source-tree";
+    /// The archive of a source.
+    pub const SOURCE_ARCHIVE: &str = "src.txz";
 }
 
 /// A text to be added to the store, derivations among them.
@@ -110,6 +125,19 @@ pub struct Plan {
     pub rootfs: Planned,
     /// The disk image.
     pub image: Planned,
+}
+
+/// The derivations of a source.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourcePlan {
+    /// All texts, in an order in which they may be added.
+    pub texts: Vec<Text>,
+    /// What it is made of: the tree, or for src-txz the archive.
+    pub input: StorePath,
+    /// The derivation that fetches that, unless it was given.
+    pub fetch: Option<Planned>,
+    /// The source: its output `out` has the tree and what is known of it.
+    pub source: Planned,
 }
 
 /// Why there are no derivations.
@@ -173,7 +201,8 @@ struct Recipe<'a> {
     drvs: Vec<(&'a Planned, Vec<&'a str>)>,
     sources: BTreeSet<StorePath>,
     env: Vec<(&'a str, String)>,
-    fixed: Option<&'a str>,
+    /// The hash of its output, with `r:sha256` for that of a tree or `sha256` for that of a file.
+    fixed: Option<(&'static str, &'a str)>,
 }
 
 impl Planner<'_> {
@@ -183,12 +212,25 @@ impl Planner<'_> {
         Ok(path)
     }
 
+    /// The derivation that downloads `url`, a file with this SHA-256.
+    fn download(&mut self, name: &str, url: &str, sha256: &str) -> Result<Planned, PlanError> {
+        self.derivation(Recipe {
+            name: name.to_owned(),
+            builder: "builtin:download",
+            outputs: vec!["out"],
+            drvs: Vec::new(),
+            sources: BTreeSet::new(),
+            env: vec![("url", datum(url))],
+            fixed: Some(("sha256", sha256)),
+        })
+    }
+
     fn derivation(&mut self, recipe: Recipe<'_>) -> Result<Planned, PlanError> {
         let Recipe { name, builder, outputs, drvs, sources, env, fixed } = recipe;
         // Any path will do until the right ones are computed.
         let blank = path::text_path(self.dir, "blank", b"", &BTreeSet::new())?;
-        let algorithm = if fixed.is_some() { "sha256" } else { "" };
-        let output = |path| DerivationOutput { path, hash_algo: algorithm.into(), hash: fixed.unwrap_or_default().into() };
+        let (algorithm, hash) = fixed.unwrap_or_default();
+        let output = |path| DerivationOutput { path, hash_algo: algorithm.into(), hash: hash.into() };
         let mut drv = Derivation {
             outputs: outputs.iter().map(|name| ((*name).to_owned(), output(blank.clone()))).collect(),
             input_drvs: drvs
@@ -224,6 +266,57 @@ impl Planner<'_> {
     }
 }
 
+/// A Scheme string.
+fn datum(text: &str) -> String {
+    let mut datum = String::new();
+    canon::push_string(&mut datum, text);
+    datum
+}
+
+/// The derivations of a source in the store `dir`, for `platform`. `given` is its directory, normalised, or its local archive.
+///
+/// # Errors
+/// [`PlanError`]; [`PlanError::Source`] when nothing is given, or the source is not pinned.
+pub fn plan_source(source: &FreebsdSource, given: Option<StorePath>, dir: &StoreDir, platform: &str) -> Result<SourcePlan, PlanError> {
+    let mut planner = Planner { dir, platform, texts: Vec::new() };
+    let needed = |value: &'_ Option<String>, what| value.clone().ok_or(PlanError::Source { what });
+    let fetch = match source.kind.as_str() {
+        GIT => {
+            let (url, commit) = (needed(&source.url, "source.url")?, needed(&source.commit, "source.commit")?);
+            let sha256 = needed(&source.sha256, "source.sha256")?;
+            Some(planner.derivation(Recipe {
+                name: names::SOURCE_TREE.to_owned(),
+                builder: "builtin:git-download",
+                outputs: vec!["out"],
+                drvs: Vec::new(),
+                sources: BTreeSet::new(),
+                env: vec![("url", datum(&url)), ("commit", commit), ("recursive?", "#f".to_owned())],
+                fixed: Some(("r:sha256", &sha256)),
+            })?)
+        }
+        SRC_TXZ if source.url.is_some() => {
+            let (url, sha256) = (needed(&source.url, "source.url")?, needed(&source.sha256, "source.sha256")?);
+            Some(planner.download(names::SOURCE_ARCHIVE, &url, &sha256)?)
+        }
+        _ => None,
+    };
+    let input = fetch.as_ref().and_then(Planned::out).cloned().or(given).ok_or(PlanError::Source { what: "source.path" })?;
+    let declared = planner.text("freebsd-source-declared.scm".into(), canon::print(source).into_bytes(), BTreeSet::new())?;
+    let show = |path: &StorePath| dir.display(path);
+    let what = if source.kind == SRC_TXZ { "archive" } else { "tree" };
+    let local = fetch.is_none().then(|| input.clone());
+    let made = planner.derivation(Recipe {
+        name: format!("freebsd-source-{}", source.name),
+        builder: "builtin:freebsd-source",
+        outputs: vec!["out"],
+        drvs: fetch.iter().map(|drv| (drv, vec!["out"])).collect(),
+        sources: local.into_iter().chain([declared.clone()]).collect(),
+        env: vec![("declared", show(&declared)), (what, show(&input))],
+        fixed: None,
+    })?;
+    Ok(SourcePlan { texts: planner.texts, input, fetch, source: made })
+}
+
 /// The derivations of a system in the store `dir`, for `platform`.
 ///
 /// # Errors
@@ -243,17 +336,7 @@ pub fn plan(system: &OperatingSystem, sources: &Sources, dir: &StoreDir, platfor
             (_, Some(path)) => (None, path),
             (Some(url), None) => {
                 let file = url.rsplit('/').next().unwrap_or_default();
-                let mut datum = String::new();
-                canon::push_string(&mut datum, url);
-                let drv = planner.derivation(Recipe {
-                    name: file.to_owned(),
-                    builder: "builtin:download",
-                    outputs: vec!["out"],
-                    drvs: Vec::new(),
-                    sources: BTreeSet::new(),
-                    env: vec![("url", datum)],
-                    fixed: Some(&set.sha256),
-                })?;
+                let drv = planner.download(file, url, &set.sha256)?;
                 let path = drv.out().cloned().ok_or(PlanError::Source { what: "base.sets" })?;
                 (Some(drv), path)
             }

@@ -151,6 +151,10 @@ pub enum Check {
     DottedName,
     /// An `http`, `https` or `file` URL.
     Url,
+    /// A branch or tag of git.
+    GitRef,
+    /// A commit of git in full.
+    Commit,
 }
 
 impl Check {
@@ -213,6 +217,11 @@ impl Check {
                     && !text.contains(char::is_whitespace),
                 "write a URL that begins with https://, http:// or file:///".into(),
             ),
+            Check::GitRef => (git_name(text), "write a branch or a tag, such as releng/15.1 or refs/tags/release/15.1.0".into()),
+            Check::Commit => (
+                matches!(text.len(), 40 | 64) && text.chars().all(|c| matches!(c, '0'..='9' | 'a'..='f')),
+                "write all 40 (or 64) digits 0-9, a-f".into(),
+            ),
         };
         let shown: String = text.chars().take(60).map(|c| if c.is_control() { '?' } else { c }).collect();
         (!good).then(|| if text.is_empty() { ("is empty".to_owned(), expected) } else { (format!("`{shown}' is not allowed"), expected) })
@@ -228,6 +237,17 @@ impl Check {
             _ => None,
         }
     }
+}
+
+/// Whether git takes `text` for a name and nothing else: git-check-ref-format(1) with a first character that begins no option.
+fn git_name(text: &str) -> bool {
+    let odd = |c: char| c.is_control() || c.is_whitespace() || ":^~?*[\\".contains(c);
+    text.len() <= 255
+        && !text.starts_with('-')
+        && !text.ends_with('.')
+        && !text.contains(odd)
+        && ["..", "@{"].iter().all(|part| !text.contains(part))
+        && text.split('/').all(|part| !part.is_empty() && !part.starts_with('.') && !part.ends_with(".lock"))
 }
 
 /// The bytes that a text such as `2G` means.

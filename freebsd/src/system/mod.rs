@@ -11,6 +11,7 @@
 //! | [`packages`] | the packages of a base |
 //! | [`base`] | a base as a tree, and cutting it |
 //! | [`sets`] | FreeBSD's archives |
+//! | [`source`] | FreeBSD's sources |
 //! | [`accounts`] | users and groups |
 //! | [`capabilities`] | the database of login.conf |
 //! | [`closure`] | the directory in the store that is the system |
@@ -39,5 +40,6 @@ pub mod needs;
 pub mod packages;
 pub mod rootfs;
 pub mod sets;
+pub mod source;
 pub mod table;
 pub mod toml;

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::fields::{Check, Missing, parts, size};
 use super::packages;
+use super::source::FreebsdSource;
 
 /// How the system starts. The values are those of `init-mode`.
 pub const INIT_MODES: [&str; 3] = ["freebsd-init", "freebsd-init+rc.d-shepherd", "shepherd-pid1"];
@@ -66,6 +67,8 @@ parts! {
         pub manifest = "manifest": String, Missing::Text("METALOG"), Check::LocalPath;
         /// The archives of freebsd-sets.
         pub sets = "sets": Vec<FreebsdSet>, Missing::Empty, Check::Any;
+        /// The source that it was built from. It is recorded in the system, and neither fetched nor looked at.
+        pub source = "source": Option<FreebsdSource>, Missing::Absent, Check::Any;
     }
 
     /// An archive of FreeBSD: a tar, plain or compressed with xz.
@@ -328,6 +331,7 @@ impl OperatingSystem {
                 found.push(Problem::new(item("base.sets", index), problem, "give one of the two"));
             }
         }
+        found.extend(base.source.iter().flat_map(|source| source.problems("base.source")));
         let mut seen = BTreeSet::new();
         for (index, name) in self.base_packages.iter().enumerate() {
             if !seen.insert(name) {

@@ -79,8 +79,10 @@ pub fn read_item(path: &Path) -> Result<Tree, TreeError> {
         std::fs::symlink_metadata(path).map_err(|source| TreeError::Host { doing: "looking at", path: path.to_owned(), source })?;
     let mut tree = Tree::new();
     if metadata.is_dir() {
-        tree =
-            super::base::without_hard_links(path, Tree::from_directory(path, DirectoryOptions { owner: Some((0, 0)), time: Some(TIME) })?);
+        tree = super::base::without_hard_links(
+            path,
+            Tree::from_directory(path, DirectoryOptions { owner: Some((0, 0)), time: Some(TIME), without: None })?,
+        );
     } else if metadata.is_symlink() {
         let target = std::fs::read_link(path).map_err(|source| TreeError::Host { doing: "reading", path: path.to_owned(), source })?;
         tree.insert("", Entry::symlink(target.into_os_string().into_encoded_bytes()).time(TIME))?;

@@ -16,6 +16,15 @@ const XZ: &[u8] = b"\xFD7zXZ\0";
 /// The most memory that an archive may ask for to be unpacked, in KiB.
 const MEMORY: u32 = 512 * 1024;
 
+/// What becomes of another name of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Links {
+    /// A symbolic link to the first.
+    Symbolic,
+    /// A file with the same bytes.
+    Files,
+}
+
 /// Archives that are unpacked over each other.
 #[derive(Debug, Default)]
 pub struct Sets {
@@ -31,7 +40,7 @@ impl Sets {
     /// # Errors
     /// What is wrong with the archive or the directory, in words.
     pub fn add(&mut self, archive: &Path, directory: &Path) -> Result<(), String> {
-        let tree = unpack(archive, directory, &mut self.owners)?;
+        let tree = unpack(archive, directory, &mut self.owners, Links::Symbolic)?;
         self.tree.overlay(tree).map_err(|error| error.to_string())
     }
 
@@ -63,7 +72,13 @@ impl Sets {
     }
 }
 
-fn unpack(archive: &Path, directory: &Path, owners: &mut BTreeMap<Vec<u8>, (String, String)>) -> Result<Tree, String> {
+/// The tree in an archive; see [`Sets::add`]. `owners` are given the names of users and groups.
+pub(super) fn unpack(
+    archive: &Path,
+    directory: &Path,
+    owners: &mut BTreeMap<Vec<u8>, (String, String)>,
+    links: Links,
+) -> Result<Tree, String> {
     let told = |error: io::Error| format!("`{}': {error}", archive.display());
     let mut file = fs::File::open(archive).map_err(told)?;
     let mut magic = [0; 6];
@@ -80,6 +95,10 @@ fn unpack(archive: &Path, directory: &Path, owners: &mut BTreeMap<Vec<u8>, (Stri
     for (number, item) in archive_reader.entries().map_err(told)?.enumerate() {
         let mut item = item.map_err(told)?;
         let wrong = |what: &str, why: &dyn std::fmt::Display| format!("`{}': `{}': {why}", archive.display(), what);
+        // What git archives begin with: the commit, and no entry.
+        if item.header().entry_type() == tar::EntryType::XGlobalHeader {
+            continue;
+        }
         let path = normalise(&item.path_bytes()).map_err(|error| error.to_string())?;
         let name = show(&path);
         let number_of = |number: io::Result<u64>| number.ok().and_then(|number| u32::try_from(number).ok()).unwrap_or(0);
@@ -102,10 +121,12 @@ fn unpack(archive: &Path, directory: &Path, owners: &mut BTreeMap<Vec<u8>, (Stri
             tar::EntryType::Symlink => Entry::symlink(link),
             tar::EntryType::Link => {
                 let target = normalise(&link).map_err(|error| wrong(&name, &error))?;
-                if tree.get(&target).is_none() {
-                    return Err(wrong(&name, &"is another name of what is not there"));
+                match (tree.get(&target), links) {
+                    (None, _) => return Err(wrong(&name, &"is another name of what is not there")),
+                    (Some(_), Links::Symbolic) => Entry::symlink(relative(&path, &target)),
+                    (Some(first), Links::Files) if first.node != Node::Dir => first.clone(),
+                    (Some(_), Links::Files) => return Err(wrong(&name, &"is another name of a directory")),
                 }
-                Entry::symlink(relative(&path, &target))
             }
             tar::EntryType::Regular | tar::EntryType::Continuous => {
                 let to = directory.join(number.to_string());

@@ -9,6 +9,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::fields::{Check, Data, Field, Part, PartType, Shape, default_of};
 use super::model::{OperatingSystem, Problem, item};
+use super::source::{FreebsdSource, SourceFields};
 
 /// The longest file that is read, in bytes.
 pub const MAX_FILE: usize = 4 << 20;
@@ -38,7 +39,7 @@ pub struct SystemFile {
     pub path: PathBuf,
     /// What it describes.
     pub system: OperatingSystem,
-    lines: BTreeMap<String, usize>,
+    lines: Lines,
 }
 
 impl SystemFile {
@@ -47,51 +48,14 @@ impl SystemFile {
     /// # Errors
     /// Everything that is wrong, in the order of the lines.
     pub fn parse(path: &Path, text: &str) -> Result<SystemFile, Vec<Located>> {
-        let located = |line: usize, problem: Problem| Located { file: path.to_owned(), line, problem };
-        if text.len() > MAX_FILE {
-            return Err(vec![located(1, Problem::new("file", "is too long", format!("write less than {MAX_FILE} bytes")))]);
-        }
-        let table = DeTable::parse(text).map_err(|error| {
-            let line = error.span().map_or(1, |span| line_of(text, span.start));
-            let message = error.message().replace('\n', " ");
-            let what = text.lines().nth(line.saturating_sub(1)).unwrap_or_default().trim();
-            let field: String = what.split(['=', ' ']).next().unwrap_or_default().chars().filter(|c| !c.is_control()).take(40).collect();
-            let field = if field.is_empty() { "file".to_owned() } else { field };
-            vec![located(line, Problem::new(field, format!("is no TOML: {message}"), "correct the line (see toml.io)"))]
-        })?;
-        let mut reader = Reader { text, lines: BTreeMap::new(), problems: Vec::new() };
-        let span = table.span();
-        let fields = reader.part(OperatingSystem::PART, table.get_ref(), "", span);
-        let sort = |mut found: Vec<Located>| {
-            found.sort_by_key(|problem| problem.line);
-            found
-        };
-        let Reader { lines, problems, .. } = reader;
-        if !problems.is_empty() {
-            return Err(sort(problems.into_iter().map(|(line, problem)| located(line, problem)).collect()));
-        }
-        let Some(system) = fields.and_then(OperatingSystem::from_fields) else {
-            return Err(vec![located(1, Problem::new("file", "cannot be understood", "report this as an error of fruix"))]);
-        };
-        let file = SystemFile { path: path.to_owned(), system, lines };
-        let problems = file.system.problems();
-        if problems.is_empty() { Ok(file) } else { Err(sort(problems.into_iter().map(|problem| file.locate(problem)).collect())) }
+        let (system, lines) = read::<OperatingSystem>(path, text, &table(path, text)?, OperatingSystem::problems)?;
+        Ok(SystemFile { path: path.to_owned(), system, lines })
     }
 
     /// Says where in the file a problem is: the line of its field, or of what that is in.
     #[must_use]
     pub fn locate(&self, problem: Problem) -> Located {
-        let mut field = problem.field.as_str();
-        let line = loop {
-            if let Some(line) = self.lines.get(field) {
-                break *line;
-            }
-            match field.rfind(['.', '[']) {
-                Some(end) => field = field.get(..end).unwrap_or_default(),
-                None => break 1,
-            }
-        };
-        Located { file: self.path.clone(), line, problem }
+        locate(&self.path, &self.lines, problem)
     }
 
     /// The file that `name` means in the system file.
@@ -101,14 +65,171 @@ impl SystemFile {
     }
 }
 
+/// A file that declares a source: a system file with `[base.source]`, or one with `[source]` alone.
+#[derive(Clone, Debug)]
+pub struct SourceFile {
+    /// The file; what it names is relative to its directory.
+    pub path: PathBuf,
+    /// What it declares.
+    pub source: FreebsdSource,
+    /// Where the source stands: `source` or `base.source`.
+    pub field: &'static str,
+    text: String,
+    lines: Lines,
+}
+
+impl SourceFile {
+    /// Reads `text`, the contents of the file `path`.
+    ///
+    /// # Errors
+    /// Everything that is wrong, in the order of the lines.
+    pub fn parse(path: &Path, text: &str) -> Result<SourceFile, Vec<Located>> {
+        let table = table(path, text)?;
+        let found = |source, field, lines| SourceFile { path: path.to_owned(), source, field, text: text.to_owned(), lines };
+        if !OperatingSystem::PART.fields.iter().any(|field| table.get_ref().contains_key(field.name)) {
+            let check = |fields: &SourceFields| fields.source.problems("source");
+            let (SourceFields { source }, lines) = read(path, text, &table, check)?;
+            return Ok(found(source, "source", lines));
+        }
+        let (system, lines) = read::<OperatingSystem>(path, text, &table, OperatingSystem::problems)?;
+        match system.base.source {
+            Some(source) => Ok(found(source, "base.source", lines)),
+            None => {
+                let remedy = "write a table [base.source], or name a file with a table [source]";
+                Err(vec![locate(path, &lines, Problem::new("base.source", "is missing", remedy))])
+            }
+        }
+    }
+
+    /// Says where in the file a problem is: the line of its field, or of what that is in.
+    #[must_use]
+    pub fn locate(&self, problem: Problem) -> Located {
+        locate(&self.path, &self.lines, problem)
+    }
+
+    /// The file that `name` means in this one.
+    #[must_use]
+    pub fn resolve(&self, name: &str) -> PathBuf {
+        self.path.parent().unwrap_or(Path::new("")).join(name)
+    }
+
+    /// The text of the file with another pin, and everything else as it is, comments and layout too. `None` for what cannot be written so.
+    #[must_use]
+    pub fn with_pin(&self, commit: Option<&str>, sha256: &str) -> Option<String> {
+        let mut wanted = self.source.clone();
+        let mut file = self.clone();
+        for (name, value) in [("commit", commit), ("sha256", Some(sha256))] {
+            let Some(value) = value else { continue };
+            *(if name == "commit" { &mut wanted.commit } else { &mut wanted.sha256 }) = Some(value.to_owned());
+            // Whether it is right shows when it is read again.
+            let texts = file.with_value(name, value)?;
+            file = texts.into_iter().find_map(|text| SourceFile::parse(&self.path, &text).ok().filter(|file| file.source == wanted))?;
+        }
+        Some(file.text)
+    }
+
+    /// Texts of which one may have `value` for the field `name` of the source.
+    fn with_value(&self, name: &str, value: &str) -> Option<Vec<String>> {
+        let text = self.text.as_str();
+        let table = DeTable::parse(text).ok()?;
+        let mut part = table.get_ref();
+        for step in self.field.split('.') {
+            part = part.iter().find(|(key, _)| key.get_ref() == step)?.1.get_ref().as_table()?;
+        }
+        let spans = |name: &str| part.iter().find(|(key, _)| key.get_ref() == name).map(|(key, value)| (key.span(), value.span()));
+        let put = |at: Range<usize>, new: &str| Some([text.get(..at.start)?, new, text.get(at.end..)?].concat());
+        if let Some((_, at)) = spans(name) {
+            return Some(vec![put(at, &format!("\"{value}\""))?]);
+        }
+        // After another field: the last that belongs before it, on a line of its own that begins as that one does, or in the same table of one line.
+        let (key, at) = ["commit", "ref", "path", "url", "kind"].iter().find_map(|name| spans(name))?;
+        let start = text.get(..key.start)?.rfind('\n').map_or(0, |at| at + 1);
+        let end = at.end + text.get(at.end..)?.find('\n').map_or(text.len() - at.end, |at| at + 1);
+        let line = text.get(start..end)?;
+        let before = text.get(start..key.start)?;
+        let (gap, ending) = if line.ends_with("\r\n") {
+            ("", "\r\n")
+        } else if line.ends_with('\n') {
+            ("", "\n")
+        } else {
+            ("\n", "")
+        };
+        Some(vec![
+            put(end..end, &format!("{gap}{before}{name} = \"{value}\"{ending}"))?,
+            put(at.end..at.end, &format!(", {name} = \"{value}\""))?,
+        ])
+    }
+}
+
+/// The line of each field that was given.
+type Lines = BTreeMap<String, usize>;
+
+/// The table that a text of TOML is.
+fn table<'t>(path: &Path, text: &'t str) -> Result<Spanned<DeTable<'t>>, Vec<Located>> {
+    let located = |line: usize, problem: Problem| vec![Located { file: path.to_owned(), line, problem }];
+    if text.len() > MAX_FILE {
+        return Err(located(1, Problem::new("file", "is too long", format!("write less than {MAX_FILE} bytes"))));
+    }
+    DeTable::parse(text).map_err(|error| {
+        let line = error.span().map_or(1, |span| line_of(text, span.start));
+        let message = error.message().replace('\n', " ");
+        let what = text.lines().nth(line.saturating_sub(1)).unwrap_or_default().trim();
+        let field: String = what.split(['=', ' ']).next().unwrap_or_default().chars().filter(|c| !c.is_control()).take(40).collect();
+        let field = if field.is_empty() { "file".to_owned() } else { field };
+        located(line, Problem::new(field, format!("is no TOML: {message}"), "correct the line (see toml.io)"))
+    })
+}
+
+/// Reads a whole file as one part. `check` says what does not hold among its fields.
+fn read<P: PartType>(
+    path: &Path,
+    text: &str,
+    table: &Spanned<DeTable<'_>>,
+    check: impl Fn(&P) -> Vec<Problem>,
+) -> Result<(P, Lines), Vec<Located>> {
+    let mut reader = Reader { text, lines: BTreeMap::new(), problems: Vec::new() };
+    let fields = reader.part(P::PART, table.get_ref(), "", table.span());
+    let sort = |mut found: Vec<Located>| {
+        found.sort_by_key(|problem| problem.line);
+        found
+    };
+    let Reader { lines, problems, .. } = reader;
+    if !problems.is_empty() {
+        let located = |(line, problem)| Located { file: path.to_owned(), line, problem };
+        return Err(sort(problems.into_iter().map(located).collect()));
+    }
+    let Some(part) = fields.and_then(P::from_fields) else {
+        return Err(vec![locate(path, &lines, Problem::new("file", "cannot be understood", "report this as an error of fruix"))]);
+    };
+    let problems = check(&part);
+    if problems.is_empty() {
+        return Ok((part, lines));
+    }
+    Err(sort(problems.into_iter().map(|problem| locate(path, &lines, problem)).collect()))
+}
+
+/// The line of a problem's field, or of what that is in.
+fn locate(path: &Path, lines: &Lines, problem: Problem) -> Located {
+    let mut field = problem.field.as_str();
+    let line = loop {
+        if let Some(line) = lines.get(field) {
+            break *line;
+        }
+        match field.rfind(['.', '[']) {
+            Some(end) => field = field.get(..end).unwrap_or_default(),
+            None => break 1,
+        }
+    };
+    Located { file: path.to_owned(), line, problem }
+}
+
 fn line_of(text: &str, at: usize) -> usize {
     text.as_bytes().iter().take(at).filter(|byte| **byte == b'\n').count().saturating_add(1)
 }
 
 struct Reader<'t> {
     text: &'t str,
-    /// The line of each field that was given.
-    lines: BTreeMap<String, usize>,
+    lines: Lines,
     problems: Vec<(usize, Problem)>,
 }
 

@@ -105,7 +105,7 @@
        ...))))
 
 (define-parts
-  operating-system freebsd-base freebsd-set user group file-system file
+  operating-system freebsd-base freebsd-set freebsd-source user group file-system file
   services sshd-service dhcp-service ntpd-service syslogd-service cron-service
   jail shepherd-service fruixd-service image)
 

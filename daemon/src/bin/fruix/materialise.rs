@@ -76,7 +76,7 @@ pub(super) fn copy_sparse(from: &Path, to: &Path) -> Result<(), Failure> {
 }
 
 /// The SHA-256 of a file's bytes.
-pub(super) fn hash(file: &Path) -> Result<Hash, Failure> {
+pub(crate) fn hash(file: &Path) -> Result<Hash, Failure> {
     static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
     let mut hasher = Hasher::new(HashAlgo::Sha256);
     pieces(file, |piece| {

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use bstr::BStr;
 use fruix_drv::{Hash, HashAlgo, StoreDir, StorePath, path};
 use fruix_freebsd::system::derivations::{PLATFORM, Plan, Planned, Sources, Text, names, plan};
-use fruix_freebsd::system::model::Problem;
+use fruix_freebsd::system::model::{OperatingSystem, Problem};
+use fruix_freebsd::system::source::FreebsdSource;
 use fruix_freebsd::system::toml::{Located, SystemFile};
 use fruix_freebsd::system::{base, disk, needs, packages};
 use fruix_freebsd::tree::{ManifestOptions, Owners, Time, Tree};
@@ -22,12 +23,12 @@ use super::{Failure, Site, print_all, tempfile};
 
 mod boot;
 mod generations;
-mod materialise;
+pub(super) mod materialise;
 
 /// Lines for the user that are complete as they are.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub(super) struct Plain(String);
+pub(super) struct Plain(pub(super) String);
 
 /// What `fruix system` does.
 #[derive(Debug, clap::Args)]
@@ -161,14 +162,14 @@ struct MakeArguments {
 
 /// What is printed, in its order.
 #[derive(Default)]
-struct Report(Vec<(&'static str, String)>);
+pub(super) struct Report(Vec<(&'static str, String)>);
 
 impl Report {
-    fn say(&mut self, key: &'static str, value: impl Into<String>) {
+    pub(super) fn say(&mut self, key: &'static str, value: impl Into<String>) {
         self.0.push((key, value.into()));
     }
 
-    fn print(&self, json: bool) -> Result<(), Failure> {
+    pub(super) fn print(&self, json: bool) -> Result<(), Failure> {
         if json {
             let map: serde_json::Map<String, serde_json::Value> =
                 self.0.iter().map(|(key, value)| ((*key).to_owned(), value.clone().into())).collect();
@@ -178,16 +179,21 @@ impl Report {
     }
 }
 
-fn refuse(problems: &[Located]) -> Failure {
+pub(super) fn refuse(problems: &[Located]) -> Failure {
     Plain(problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")).into()
 }
 
-fn read(file: &Path, arguments: &MakeArguments) -> Result<SystemFile, Failure> {
+/// The text of a file that describes something.
+pub(super) fn read_text(file: &Path) -> Result<String, Failure> {
     let text = std::fs::read(file).map_err(|error| format!("reading `{}': {error}", file.display()))?;
-    let text = String::from_utf8(text).map_err(|error| {
+    String::from_utf8(text).map_err(|error| {
         let line = error.as_bytes().iter().take(error.utf8_error().valid_up_to()).filter(|byte| **byte == b'\n').count() + 1;
-        Plain(format!("{}:{line}: file: is no UTF-8; save it as UTF-8", file.display()))
-    })?;
+        Plain(format!("{}:{line}: file: is no UTF-8; save it as UTF-8", file.display())).into()
+    })
+}
+
+fn read(file: &Path, arguments: &MakeArguments) -> Result<SystemFile, Failure> {
+    let text = read_text(file)?;
     let mut read = SystemFile::parse(file, &text).map_err(|problems| refuse(&problems))?;
     if let Some(capacity) = &arguments.disk_capacity {
         read.system.image.capacity.clone_from(capacity);
@@ -315,7 +321,7 @@ fn local_path(dir: &StoreDir, local: &Local) -> Result<StorePath, Failure> {
     Ok(path::fixed_output_path(dir, recursive, &hash, &local.name)?)
 }
 
-type Connection = Client<BufStream<UnixStream>>;
+pub(super) type Connection = Client<BufStream<UnixStream>>;
 
 async fn add_local(client: &mut Connection, local: &Local, expected: &StorePath) -> Result<(), Failure> {
     // Whatever is collected meanwhile, not this.
@@ -336,7 +342,7 @@ async fn add_local(client: &mut Connection, local: &Local, expected: &StorePath)
     Ok(())
 }
 
-async fn add_texts(client: &mut Connection, texts: &[Text]) -> Result<(), Failure> {
+pub(super) async fn add_texts(client: &mut Connection, texts: &[Text]) -> Result<(), Failure> {
     for text in texts {
         let request = ops::AddTextToStore {
             name: text.name.as_str().into(),
@@ -348,7 +354,7 @@ async fn add_texts(client: &mut Connection, texts: &[Text]) -> Result<(), Failur
     Ok(())
 }
 
-fn options(quiet: bool) -> ops::SetOptions {
+pub(super) fn options(quiet: bool) -> ops::SetOptions {
     ops::SetOptions { build_verbosity: if quiet { 7 } else { 0 }, use_substitutes: true, ..ops::SetOptions::default() }
 }
 
@@ -510,16 +516,10 @@ fn describe(file: &SystemFile, plan: &Plan, dir: &StoreDir, action: &Action) -> 
     report.say("host_base_store_count", "0");
     report.say("freebsd_base_name", &system.base.name);
     report.say("freebsd_base_version_label", &system.base.version);
-    report.say("freebsd_source_name", &system.base.name);
-    report.say("freebsd_source_kind", &system.base.kind);
-    let set = |field: fn(&fruix_freebsd::system::model::FreebsdSet) -> Option<&String>| {
-        system.base.sets.iter().filter_map(field).map(String::as_str).collect::<Vec<_>>().join(",")
-    };
-    report.say("freebsd_source_url", set(|set| set.url.as_ref()));
-    report.say("freebsd_source_path", system.base.path.clone().unwrap_or_else(|| set(|set| set.path.as_ref())));
-    report.say("freebsd_source_ref", "");
-    report.say("freebsd_source_commit", "");
-    report.say("freebsd_source_sha256", set(|set| Some(&set.sha256)));
+    match &system.base.source {
+        Some(source) => declared(&mut report, source),
+        None => of_base(&mut report, system),
+    }
     report.say("freebsd_source_file", format!("{}/metadata/freebsd-source.scm", out(&plan.system)));
     report.say("freebsd_base_file", format!("{}/metadata/freebsd-base.scm", out(&plan.system)));
     report.say("init_mode", &system.init_mode);
@@ -536,4 +536,30 @@ fn describe(file: &SystemFile, plan: &Plan, dir: &StoreDir, action: &Action) -> 
         report.say("root_fstype", "ufs");
     }
     report
+}
+
+/// The declaration of a source.
+pub(super) fn declared(report: &mut Report, source: &FreebsdSource) {
+    let text = |value: &Option<String>| value.clone().unwrap_or_default();
+    report.say("freebsd_source_name", &source.name);
+    report.say("freebsd_source_kind", &source.kind);
+    report.say("freebsd_source_url", text(&source.url));
+    report.say("freebsd_source_path", text(&source.path));
+    report.say("freebsd_source_ref", text(&source.reference));
+    report.say("freebsd_source_commit", text(&source.commit));
+    report.say("freebsd_source_sha256", text(&source.sha256));
+}
+
+/// What is known of the source where none is declared: where the base came from.
+fn of_base(report: &mut Report, system: &OperatingSystem) {
+    report.say("freebsd_source_name", &system.base.name);
+    report.say("freebsd_source_kind", &system.base.kind);
+    let set = |field: fn(&fruix_freebsd::system::model::FreebsdSet) -> Option<&String>| {
+        system.base.sets.iter().filter_map(field).map(String::as_str).collect::<Vec<_>>().join(",")
+    };
+    report.say("freebsd_source_url", set(|set| set.url.as_ref()));
+    report.say("freebsd_source_path", system.base.path.clone().unwrap_or_else(|| set(|set| set.path.as_ref())));
+    report.say("freebsd_source_ref", "");
+    report.say("freebsd_source_commit", "");
+    report.say("freebsd_source_sha256", set(|set| Some(&set.sha256)));
 }

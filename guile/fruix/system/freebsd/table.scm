@@ -29,11 +29,20 @@
      (kind text required (one-of "local-tree" "freebsd-sets"))
      (path text (is #f) #f)
      (manifest text (is "METALOG") #f)
-     (sets (parts freebsd-set) (is ()) #f))
+     (sets (parts freebsd-set) (is ()) #f)
+     (source (part freebsd-source) (is #f) #f))
     (freebsd-set
      (url text (is #f) #f)
      (path text (is #f) #f)
      (sha256 text required #f))
+    (freebsd-source
+     (name text (is "freebsd") #f)
+     (kind text required (one-of "local-tree" "git" "src-txz"))
+     (url text (is #f) #f)
+     (path text (is #f) #f)
+     (ref text (is #f) #f)
+     (commit text (is #f) #f)
+     (sha256 text (is #f) #f))
     (user
      (name text required #f)
      (uid number required (range 0 4294967294))
@@ -264,8 +273,9 @@
 ;; Each builder with the version of what it makes, and the variable that has it.
 (define %builders
   '(("builtin:freebsd-base" . "2")
-    ("builtin:freebsd-system" . "3")
-    ("builtin:freebsd-rootfs" . "2")
-    ("builtin:freebsd-image" . "2")))
+    ("builtin:freebsd-system" . "4")
+    ("builtin:freebsd-rootfs" . "3")
+    ("builtin:freebsd-image" . "2")
+    ("builtin:freebsd-source" . "1")))
 
 (define %builder-version "builder-version")

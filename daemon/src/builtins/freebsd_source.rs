@@ -1,0 +1,134 @@
+//! `builtin:freebsd-source`: the tree of a source of FreeBSD, normalised, with what was declared of it and what it is.
+//!
+//! What a tree comes to is said by `fruix_freebsd::system::source`; the derivation is that of `fruix_freebsd::system::derivations::plan_source`.
+
+use std::fs;
+use std::io::Write;
+use std::path::PathBuf;
+
+use bstr::ByteSlice;
+use fruix_freebsd::system::base;
+use fruix_freebsd::system::source::{self, Effective, FreebsdSource, METADATA, SRC_TXZ, TREE};
+use fruix_freebsd::tree::{Node, Piece, Tree, TreeError};
+use fruix_protocol::nar;
+
+use super::{BuiltinError, BuiltinInput, say};
+
+/// Makes the source of a tree or an archive in the store.
+pub fn source(input: &BuiltinInput, log: &mut dyn Write) -> Result<(), BuiltinError> {
+    input.check_version("builtin:freebsd-source")?;
+    let declared: FreebsdSource = input.description("declared")?;
+    if let Some(problem) = declared.problems("source").into_iter().next() {
+        return Err(input.system_error(format!("{}: {}; {}", problem.field, problem.problem, problem.remedy)));
+    }
+    let out = input.out()?;
+    let target = out.target();
+    fs::create_dir(target).map_err(BuiltinError::io("creating", target))?;
+    let scratch = PathBuf::from(input.required("NIX_BUILD_TOP")?).join("unpacked");
+    let (tree, pin) = if declared.kind == SRC_TXZ {
+        let archive = input.store_file("archive")?;
+        say(log, &format!("unpacking {}", archive.display()));
+        (source::from_archive(&archive, &scratch).map_err(|reason| input.system_error(reason))?, None)
+    } else {
+        let tree = input.store_file("tree")?;
+        (source::from_directory(&tree).map_err(|error| input.system_error(error.to_string()))?, declared.sha256.as_ref())
+    };
+    let inner = target.join(TREE);
+    base::write_files(&tree, &inner).map_err(|error| input.system_error(error.to_string()))?;
+    // What is left is much, and the build directory may be kept.
+    match fs::remove_dir_all(&scratch) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(BuiltinError::io("removing", &scratch)(error)),
+        _ => {}
+    }
+    let (hash, size) = fruix_store::hash_path(&inner).map_err(|error| input.system_error(error.to_string()))?;
+    let effective = Effective { sha256: hash.base16(), commit: declared.commit.clone() };
+    if let Some(pin) = pin.filter(|pin| **pin != effective.sha256) {
+        return Err(input.system_error(format!("the tree has the sha256 {}, and {pin} is declared", effective.sha256)));
+    }
+    let file = target.join(METADATA);
+    fs::write(&file, source::metadata(&declared, &effective)).map_err(BuiltinError::io("writing", &file))?;
+    say(log, &format!("{}: {} entries, {size} bytes as archive, sha256 {}", out.path, tree.len(), effective.sha256));
+    Ok(())
+}
+
+/// Writes `tree`, which is normalised, as an archive of the store.
+///
+/// # Errors
+/// When a file of it cannot be read, has changed, or the archive cannot be written.
+pub fn dump<W: Write>(tree: &Tree, sink: W) -> Result<W, DumpError> {
+    let mut writer = nar::Writer::new(sink);
+    dump_node(tree, b"", &mut writer)?;
+    Ok(writer.finish()?)
+}
+
+/// Why a tree is no archive.
+#[derive(Debug, thiserror::Error)]
+pub enum DumpError {
+    /// A file cannot be read, or has changed.
+    #[error(transparent)]
+    Tree(#[from] TreeError),
+    /// The archive cannot be written, or a name of the tree cannot be in one.
+    #[error(transparent)]
+    Archive(#[from] nar::Error),
+}
+
+fn dump_node<W: Write>(tree: &Tree, path: &[u8], writer: &mut nar::Writer<W>) -> Result<(), DumpError> {
+    static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
+    let Some(entry) = tree.get(path) else { return Ok(()) };
+    match &entry.node {
+        Node::Dir => {
+            writer.directory()?;
+            for (child, _) in tree.children_of(path) {
+                writer.entry(child.get(if path.is_empty() { 0 } else { path.len() + 1 }..).unwrap_or_default().as_bstr())?;
+                dump_node(tree, child, writer)?;
+            }
+            writer.end_directory()?;
+        }
+        Node::Symlink(target) => writer.symlink(target.as_bstr())?,
+        Node::File(file) => {
+            writer.file(entry.mode & 0o100 != 0, file.size)?;
+            file.content.open(file.size)?.pieces(1 << 16, file.size, |piece| {
+                match piece {
+                    Piece::Data(bytes) => writer.data(bytes)?,
+                    Piece::Zeros(mut count) => {
+                        while count > 0 {
+                            let now = count.min(ZEROS.len() as u64);
+                            writer.data(ZEROS.get(..usize::try_from(now).unwrap_or(0)).unwrap_or_default())?;
+                            count -= now;
+                        }
+                    }
+                }
+                Ok::<(), DumpError>(())
+            })?;
+        }
+        Node::HardLink(target) => dump_node(tree, target, writer)?,
+    }
+    Ok(())
+}
+
+/// The SHA-256 of a normalised tree as an archive of the store, in base 16.
+///
+/// # Errors
+/// As [`dump`].
+pub fn identity(tree: &Tree) -> Result<fruix_drv::Hash, DumpError> {
+    Ok(dump(tree, Hashing::default())?.0.finish())
+}
+
+struct Hashing(fruix_drv::Hasher);
+
+impl Default for Hashing {
+    fn default() -> Hashing {
+        Hashing(fruix_drv::Hasher::new(fruix_drv::HashAlgo::Sha256))
+    }
+}
+
+impl Write for Hashing {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
