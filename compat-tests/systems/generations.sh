@@ -50,10 +50,19 @@ is() { # MACHINE NUMBER
   diff <(list "$1") <(list "$out/root$2") >"$out/differs" || fail "a machine with the system $2 has not what it should: $(head -n 5 "$out/differs")"
   [ "$(readlink "$1/run/current-system")" = "$(closure "$2")" ] || fail "the current system is $(readlink "$1/run/current-system"), not the $2"
 }
-machine() { cp -a "$out/root1" "$1"; }
+# Its store has the second system, too.
+machine() {
+  cp -a "$out/root1" "$1"
+  cp -a -n "$out/root2/frx/store/." "$1/frx/store/"
+}
 run() { "${client[@]}" system "$@" >"$out/said" 2>>"$out/log"; }
 
 m=$out/machine
+cp -a "$out/root1" "$m"
+! run deploy --root="$m" "$second" || fail "a machine is deployed what it does not have"
+grep -q "does not have $(closure 2)" "$out/log" || fail "what a machine does not have is not told"
+is "$m" 1
+rm -rf "$m"
 machine "$m"
 is "$m" 1
 snapshot() { find "$m" -path "$m/frx/var" -prune -o -printf '%p %T@ %i\n' | sort | md5sum; }
@@ -84,17 +93,29 @@ run list-generations --root="$m"
 # Somebody else's changes stay.
 rm -rf "$m"
 machine "$m"
-sed -i 's/^anna:[^:]*:/anna:$6$secret:/; $a carl:*:1003:20::0:0:Carl:/home/carl:/bin/sh' "$m/etc/master.passwd"
+sed -i -e 's/^anna:[^:]*:/anna:$6$secret:/' -e '1i # a comment' -e '$a carl:*:1003:20::0:0:Carl:/home/carl:/bin/sh' "$m/etc/master.passwd"
 echo mine >"$m/etc/stand-in"
 echo mine >"$m/usr/local/etc/second.conf"
 run deploy --root="$m" "$second" || fail "no deployment to a machine that was changed"
 grep -q '^anna:$6$secret:1001:.*:/bin/sh$' "$m/etc/master.passwd" || fail "a password is lost, or a shell is not changed: $(grep anna "$m/etc/master.passwd")"
 grep -q '^carl:' "$m/etc/passwd" && grep -q '^bert:' "$m/etc/passwd" || fail "users are lost"
+grep -q '^# a comment$' "$m/etc/master.passwd" || fail "a comment is lost"
 [ "$(cat "$m/etc/stand-in")" = mine ] || fail "a changed file that both systems have is lost"
 [ "$(cat "$m/usr/local/etc/second.conf" "$m/usr/local/etc/second.conf.fruixnew")" = $'mine\nof the second' ] || fail "a changed file is lost"
 run rollback --root="$m" || fail "no way back on a machine that was changed"
 grep -q '^anna:$6$secret:1001:.*:/usr/sbin/nologin$' "$m/etc/master.passwd" && grep -q '^carl:' "$m/etc/passwd" || fail "going back loses users"
 ! grep -q '^bert:' "$m/etc/passwd" || fail "a user of the other system stays"
+
+# What cannot be understood, and who would become somebody else, is told, and nothing is changed.
+for line in 'carl:$6$c:1003:20:Carl:/home/carl:/bin/sh' 'carl:*:100x:20::0:0:C:/:/bin/sh' 'carl:*:1002:20::0:0:C:/:/bin/sh' 'bert:*:1007:20::0:0:B:/:/bin/sh'; do
+  rm -rf "$m"
+  machine "$m"
+  echo "$line" >>"$m/etc/master.passwd"
+  before=$(snapshot)
+  ! run deploy --root="$m" "$second" || fail "deployed to a machine with the line: $line"
+  tail -n 1 "$out/log" | grep -q '/etc/master.passwd:.*nothing was changed' || fail "the line is not told: $line: $(tail -n 1 "$out/log")"
+  [ "$(snapshot)" = "$before" ] || fail "something is changed in spite of the line: $line"
+done
 
 # What a user has put in the way is not followed.
 rm -rf "$m"

@@ -53,6 +53,12 @@ pub enum TreeError {
         /// The two sides.
         why: String,
     },
+    /// Users and groups of a machine do not go together with those of a system: correct what is named. Nothing was changed.
+    #[error("{why}")]
+    Accounts {
+        /// File, line, what is wrong and what to do.
+        why: String,
+    },
     /// A line of a manifest cannot be understood: nothing of the manifest is taken.
     #[error("{name}:{line}: {why}")]
     Manifest {

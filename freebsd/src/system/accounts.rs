@@ -1,6 +1,6 @@
 //! Users and groups: `master.passwd`, `passwd`, `group`, and the databases of passwd(5) that libc takes users from.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::model::OperatingSystem;
 
@@ -125,10 +125,10 @@ impl Accounts {
                 }
             }
         }
-        Ok(Accounts::of_lines(&users, &groups))
+        Accounts::of_lines(&users, &groups)
     }
 
-    fn of_lines(users: &[Vec<String>], groups: &[Vec<String>]) -> Accounts {
+    fn of_lines(users: &[Vec<String>], groups: &[Vec<String>]) -> Result<Accounts, String> {
         let join = |lines: &[Vec<String>]| lines.iter().map(|line| line.join(":") + "\n").collect::<String>();
         let passwd: String = users
             .iter()
@@ -137,47 +137,29 @@ impl Accounts {
                 _ => None,
             })
             .collect();
-        Accounts {
-            database: database(users, false),
-            secure_database: database(users, true),
+        Ok(Accounts {
+            database: database(users, false)?,
+            secure_database: database(users, true)?,
             master: join(users),
             passwd,
             group: join(groups),
-        }
+        })
     }
 
     /// What a machine has after it goes from one system to another. `there` are its texts of `master.passwd` and `group`: users and groups of its
-    /// own stay, and what was changed of a declared one, such as a password, stays field by field unless the new system changes that, too. What
-    /// only the old system declares goes.
-    #[must_use]
-    pub fn merge(old: &Accounts, new: &Accounts, there: (&str, &str)) -> Accounts {
-        let lines = |text: &str, count: usize| -> Vec<Vec<String>> {
-            entries(text).map(|(_, fields)| fields).filter(|fields| fields.len() == count).collect()
-        };
-        let merged = |old: &str, new: &str, there: &str, count: usize| {
-            let (old, new, there) = (lines(old, count), lines(new, count), lines(there, count));
-            let named = |lines: &[Vec<String>], name: Option<&String>| lines.iter().find(|line| line.first() == name).cloned();
-            let mut all = Vec::new();
-            for line in &there {
-                match (named(&old, line.first()), named(&new, line.first())) {
-                    (Some(_), None) => {}
-                    (None, None) => all.push(line.clone()),
-                    (None, Some(declared)) => all.push(declared),
-                    (Some(before), Some(declared)) => {
-                        let fields = before.iter().zip(&declared).zip(line);
-                        all.push(fields.map(|((before, declared), is)| if before == declared { is } else { declared }.clone()).collect());
-                    }
-                }
-            }
-            for line in new {
-                if named(&all, line.first()).is_none() {
-                    all.push(line);
-                }
-            }
-            all
-        };
-        let users = merged(&old.master, &new.master, there.0, 10);
-        Accounts::of_lines(&users, &merged(&old.group, &new.group, there.1, 4))
+    /// own stay, and what was changed of a declared one, such as a password, stays field by field unless the new system changes that, too. Members of
+    /// a group of its own stay. What only the old system declares goes; what somebody has removed stays away. Comments stay where they are.
+    ///
+    /// # Errors
+    /// A line that cannot be understood, or that the new system is at odds with, in words that name file, line and remedy: nothing of a machine's own is
+    /// to be lost or to become somebody else's.
+    pub fn merge(old: &Accounts, new: &Accounts, there: (&str, &str)) -> Result<Accounts, String> {
+        let (users, master) = merge_file("/etc/master.passwd", 10, (&old.master, &new.master, there.0))?;
+        if !users.iter().any(|line| line.first().is_some_and(|name| name == "root")) {
+            return Err("/etc/master.passwd: there is no `root' on this machine; put it back".to_owned());
+        }
+        let (groups, group) = merge_file("/etc/group", 4, (&old.group, &new.group, there.1))?;
+        Ok(Accounts { master, group, ..Accounts::of_lines(&users, &groups)? })
     }
 
     /// Numbers of users by name.
@@ -199,14 +181,101 @@ impl Accounts {
     }
 }
 
+/// The entries of one of the files after [`Accounts::merge`], and its text. The texts are those of the old system, of the new one, and of the machine.
+fn merge_file(file: &str, count: usize, (old, new, there): (&str, &str, &str)) -> Result<(Vec<Vec<String>>, String), String> {
+    const NUMBER: usize = 2;
+    const MEMBERS: usize = 3;
+    type Lines = BTreeMap<String, Vec<String>>;
+    let declared = |text: &str| -> Lines { entries(text).map(|(name, fields)| (name.to_owned(), fields)).collect() };
+    let (before, after) = (declared(old), declared(new));
+    let mut all: Vec<Vec<String>> = Vec::new();
+    let mut text = String::new();
+    // Of whom a number is on the machine, and of whom it is going to be.
+    let mut owners: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    let mut present = BTreeSet::new();
+    for (index, line) in there.lines().enumerate() {
+        let told = |what: &str| format!("{file}:{}: {what}; nothing was changed", index.saturating_add(1));
+        if line.trim().is_empty() || line.trim_start().starts_with('#') {
+            text.push_str(line);
+            text.push('\n');
+            continue;
+        }
+        let fields: Vec<String> = line.split(':').map(str::to_owned).collect();
+        let numbers = if count == 4 { &[NUMBER][..] } else { &[NUMBER, 3] };
+        let numeric = numbers.iter().all(|at| fields.get(*at).is_some_and(|number| number.parse::<u32>().is_ok()));
+        let name = fields.first().cloned().unwrap_or_default();
+        if fields.len() != count || name.is_empty() || !numeric {
+            return Err(told(&format!("is no entry of {count} fields with numbers in it; correct it, or put `#' before it")));
+        }
+        if !present.insert(name.clone()) {
+            return Err(told(&format!("`{name}' is there twice; remove one")));
+        }
+        owners.entry(fields.get(NUMBER).cloned().unwrap_or_default()).or_default().insert(name.clone());
+        let merged = match (before.get(&name), after.get(&name)) {
+            (Some(_), None) => continue,
+            (None, Some(wanted)) if *wanted != fields => {
+                return Err(told(&format!(
+                    "the new system declares `{name}', which is this machine's own; remove or rename one of the two"
+                )));
+            }
+            (Some(was), Some(wanted)) => (was.iter().zip(wanted).zip(&fields).enumerate())
+                .map(|(at, ((was, wanted), is))| match was == wanted {
+                    true => is.clone(),
+                    false if count == 4 && at == MEMBERS => merge_members(was, wanted, is),
+                    false => wanted.clone(),
+                })
+                .collect(),
+            (None, _) => fields,
+        };
+        text.push_str(&(merged.join(":") + "\n"));
+        all.push(merged);
+    }
+    for (name, wanted) in entries(new).map(|(name, fields)| (name.to_owned(), fields)) {
+        // What both systems declare and somebody has removed stays away.
+        if !present.contains(&name) && !before.contains_key(&name) {
+            text.push_str(&(wanted.join(":") + "\n"));
+            all.push(wanted);
+        }
+    }
+    let mut seen: BTreeMap<&str, &str> = BTreeMap::new();
+    for line in &all {
+        let [name, _, number, ..] = line.as_slice() else { continue };
+        if let Some(other) = seen.insert(number, name) {
+            let known = owners.get(number).is_some_and(|names| names.contains(name) && names.contains(other));
+            if !known && name != "toor" {
+                return Err(format!(
+                    "{file}: `{other}' and `{name}' would both have the number {number}; give one of them another; nothing was changed"
+                ));
+            }
+        }
+    }
+    Ok((all, text))
+}
+
+/// Members of a group: those that are there, without those that only the old system names, with those that only the new one does.
+fn merge_members(old: &str, new: &str, there: &str) -> String {
+    let names = |text: &str| text.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect::<Vec<_>>();
+    let (old, new) = (names(old), names(new));
+    let mut all: Vec<String> = names(there).into_iter().filter(|name| !old.contains(name) || new.contains(name)).collect();
+    for name in new {
+        if !old.contains(&name) && !all.contains(&name) {
+            all.push(name);
+        }
+    }
+    all.join(",")
+}
+
 /// The records that pwd_mkdb(8) writes, in its order: the version, then each user by name, by place and by number.
 /// Formats: `include/pwd.h`, `usr.sbin/pwd_mkdb/pwd_mkdb.c` of FreeBSD 15.1.
-fn database(users: &[Vec<String>], secure: bool) -> Vec<u8> {
+fn database(users: &[Vec<String>], secure: bool) -> Result<Vec<u8>, String> {
+    let mut uids = BTreeSet::new();
     const VERSION: u8 = 4;
     let tag = |kind: u8| (kind & 0xCF) | (VERSION << 4);
     let mut records: Vec<(Vec<u8>, Vec<u8>)> = vec![(b"\xFFVERSION".to_vec(), vec![VERSION])];
     for (place, line) in (1_u32..).zip(users) {
         let [name, password, uid, gid, class, change, expire, comment, home, shell] = line.as_slice() else { continue };
+        // Who has no number is not root.
+        let (Ok(_), Ok(_)) = (uid.parse::<u32>(), gid.parse::<u32>()) else { continue };
         let number = |text: &str| text.parse::<u32>().unwrap_or(0);
         let given = [name, password, uid, gid, change, class, comment, home, shell, expire];
         let fields = (0_u32..).zip(given).filter(|(_, text)| !text.is_empty()).fold(0_u32, |fields, (bit, _)| fields | 1 << bit);
@@ -230,11 +299,12 @@ fn database(users: &[Vec<String>], secure: bool) -> Vec<u8> {
         let by_uid = [&[tag(0x33)][..], &number(uid).to_be_bytes()].concat();
         records.push(([&[tag(0x31)][..], name.as_bytes()].concat(), data.clone()));
         records.push(([&[tag(0x32)][..], &place.to_be_bytes()].concat(), data.clone()));
-        if !records.iter().any(|(key, _)| *key == by_uid) {
+        if uids.insert(number(uid)) {
             records.push((by_uid, data));
         }
     }
     hash_file(&records)
+        .ok_or_else(|| "users: too many have names that hash alike, or one has several entries; rename or remove some".to_owned())
 }
 
 /// The size of a page, in bytes.
@@ -246,7 +316,7 @@ pub(super) const LONGEST: usize = PAGE - 14;
 /// as many buckets as it takes (pwd_mkdb's eight at least). Format: `lib/libc/db/hash/{hash,page}.h`.
 ///
 /// Records that are longer than [`LONGEST`] are left out.
-pub(super) fn hash_file(records: &[(Vec<u8>, Vec<u8>)]) -> Vec<u8> {
+pub(super) fn hash_file(records: &[(Vec<u8>, Vec<u8>)]) -> Option<Vec<u8>> {
     const FIRST: u32 = 3;
     /// A file of a million buckets would be 4 GiB: longer records than a page are not written at all.
     const LAST: u32 = 20;
@@ -263,11 +333,16 @@ pub(super) fn hash_file(records: &[(Vec<u8>, Vec<u8>)]) -> Vec<u8> {
         }
         buckets
     };
+    // Keys of real users spread; those that are chosen so that they do not would make the file as large as they like.
+    let last = (records.len().max(1).ilog2() + 3).clamp(FIRST, LAST);
     let mut shift = FIRST;
     let mut buckets = spread(shift);
-    while shift < LAST && !buckets.iter().all(|bucket| fits(bucket)) {
+    while shift < last && !buckets.iter().all(|bucket| fits(bucket)) {
         shift += 1;
         buckets = spread(shift);
+    }
+    if !buckets.iter().all(|bucket| fits(bucket)) {
+        return None;
     }
     let last = (1_u32 << shift) - 1;
     let mut spares = [0_u32; 32];
@@ -326,7 +401,7 @@ pub(super) fn hash_file(records: &[(Vec<u8>, Vec<u8>)]) -> Vec<u8> {
     let bits = u32::MAX << (shift + 1) | 1;
     file.extend_from_slice(&bits.to_be_bytes());
     file.resize((buckets.len() + 2) * PAGE, 0xFF);
-    file
+    Some(file)
 }
 
 #[cfg(test)]
@@ -336,7 +411,7 @@ mod tests {
 
     fn accounts(master: &str, group: &str) -> Accounts {
         let lines = |text: &str| entries(text).map(|(_, fields)| fields).collect::<Vec<_>>();
-        Accounts::of_lines(&lines(master), &lines(group))
+        Accounts::of_lines(&lines(master), &lines(group)).unwrap()
     }
 
     #[test]
@@ -350,11 +425,11 @@ mod tests {
             "staff:*:20:anna,new\n",
         );
         let there = "root:$6$x:0:0::0:0:Boss:/root:/bin/sh\nanna:*:1001:20::0:0:A:/home/anna:/bin/zsh\nold:$6$y:1002:20::0:0:O:/:/bin/sh\ncarl:$6$z:2000:20::0:0:C:/:/bin/sh\n";
-        let merged = Accounts::merge(&old, &new, (there, "staff:*:20:anna\nown:*:2000:carl\n"));
+        let merged = Accounts::merge(&old, &new, (there, "staff:*:20:anna,carl\nown:*:2000:carl\n")).unwrap();
         let expected = "root:$6$x:0:0::0:0:Boss:/root:/bin/csh\nanna:*:1001:20::0:0:A:/home/anna:/bin/zsh\ncarl:$6$z:2000:20::0:0:C:/:/bin/sh\nnew:*:1003:20::0:0:N:/:/bin/sh\n";
         assert_eq!(merged.master, expected);
-        assert_eq!(merged.group, "staff:*:20:anna,new\nown:*:2000:carl\n");
+        assert_eq!(merged.group, "staff:*:20:anna,carl,new\nown:*:2000:carl\n");
         // With itself nothing changes.
-        assert_eq!(Accounts::merge(&new, &new, (&merged.master, &merged.group)), merged);
+        assert_eq!(Accounts::merge(&new, &new, (&merged.master, &merged.group)).unwrap(), merged);
     }
 }

@@ -72,5 +72,5 @@ pub fn database(text: &str) -> Option<Vec<u8>> {
             put(name, [&[NAME], key.as_bytes()].concat());
         }
     }
-    pairs.iter().all(|(key, value)| key.len().saturating_add(value.len()) <= LONGEST).then(|| hash_file(&pairs))
+    pairs.iter().all(|(key, value)| key.len().saturating_add(value.len()) <= LONGEST).then(|| hash_file(&pairs)).flatten()
 }

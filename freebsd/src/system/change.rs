@@ -93,7 +93,15 @@ pub fn changes(old: (&Tree, &Accounts), new: (&Tree, &Accounts), machine: &mut d
     }
     let gone: Vec<_> = old.iter().filter(|(path, _)| !path.is_empty() && !merged(path) && new.get(path).is_none()).collect();
     for (path, entry) in gone.into_iter().rev() {
-        let act = match machine.look(path)? {
+        let there = match machine.look(path) {
+            // Somebody has put something else in the way.
+            Err(TreeError::Conflict { .. }) => {
+                found.push(Change { path: path.to_vec(), act: Act::Leave });
+                continue;
+            }
+            other => other?,
+        };
+        let act = match there {
             None => continue,
             Some(Entry { node: Node::Dir, .. }) if entry.node == Node::Dir => Act::Remove,
             Some(there) if same(&there, entry)? => Act::Remove,
@@ -122,14 +130,15 @@ fn accounts(old: &Accounts, new: &Accounts, machine: &mut dyn Look) -> Result<Ve
             Some(Node::File(file)) if file.size <= MAX_ACCOUNTS => {
                 let mut bytes = vec![0; usize::try_from(file.size).unwrap_or(0)];
                 file.content.open(file.size)?.fill(&mut bytes)?;
-                Ok(String::from_utf8_lossy(&bytes).into_owned())
+                let why = |_| TreeError::Accounts { why: format!("/{path}: is no UTF-8; make it so") };
+                String::from_utf8(bytes).map_err(why)
             }
             Some(_) => Err(TreeError::Conflict { path: path.to_owned(), why: "is no file of users or groups: put one back".to_owned() }),
             None => Ok(otherwise.to_owned()),
         }
     };
     let (master, group) = (text("etc/master.passwd", &old.master)?, text("etc/group", &old.group)?);
-    let all = Accounts::merge(old, new, (&master, &group));
+    let all = Accounts::merge(old, new, (&master, &group)).map_err(|why| TreeError::Accounts { why })?;
     let mut found = Vec::new();
     for (path, mode) in MUTABLE {
         let Some(bytes) = file_of(&all, path.as_bytes()) else { continue };

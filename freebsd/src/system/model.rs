@@ -364,6 +364,15 @@ impl OperatingSystem {
             if user.name != "root" && user.name != "toor" && user.uid == 0 {
                 found.push(Problem::new(format!("{field}.uid"), "0 is root's", "write another number, 1001 for instance"));
             }
+            for (name, path) in [("home", &user.home), ("shell", &user.shell)] {
+                if path.contains(':') {
+                    found.push(Problem::new(
+                        format!("{field}.{name}"),
+                        format!("`{path}' has a colon"),
+                        "write a path without one: passwd(5) has none",
+                    ));
+                }
+            }
             if !user.ssh_keys.is_empty() && user.home == "/nonexistent" {
                 found.push(Problem::new(format!("{field}.ssh-keys"), "need a home directory", "write home = \"/home/NAME\""));
             }

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Write as _};
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{OpenOptionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -24,7 +24,7 @@ use super::{Failure, Report, Site};
 /// Which machine.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Place {
-    /// The machine whose root directory is DIR
+    /// The machine whose root directory is DIR, and whose store has the closures, too
     #[arg(long, value_name = "DIR", default_value = "/")]
     root: PathBuf,
     /// Say what would change, and change nothing
@@ -69,7 +69,7 @@ impl Generations {
         let lock = if change {
             std::fs::create_dir_all(&profiles).map_err(told("making", &profiles))?;
             let path = profiles.join("system.lock");
-            let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(told("opening", &path))?;
+            let file = File::options().create(true).truncate(false).write(true).mode(0o600).open(&path).map_err(told("opening", &path))?;
             if file.try_lock().is_err() {
                 return Err("another `fruix system' is changing this machine; wait until it has ended".into());
             }
@@ -123,7 +123,7 @@ impl Generations {
         let (Some(from), Some(to)) = (lines.next(), lines.next()) else {
             return Err(format!("`{}' does not say what was being done; remove it", file.display()).into());
         };
-        eprintln!("fruix: a change of this machine to {} was cut off; ending it", to.display());
+        eprintln!("fruix: a change of this machine to {} was cut off; ending it (services: restart them, or the machine)", to.display());
         let (old, new) = (Installed::read(from)?, Installed::read(to)?);
         let planned = self.plan(&old, &new)?;
         self.apply_or_go_back(&planned, &old, &new)
@@ -236,14 +236,20 @@ impl Generations {
     }
 
     /// Goes to `closure`.
-    fn go(&mut self, closure: &Path, place: &Place, mut report: Report) -> Result<(), Failure> {
+    fn go(&mut self, closure: &Path, new_one: bool, place: &Place, mut report: Report) -> Result<(), Failure> {
+        let theirs = self.root.join(closure.strip_prefix("/").unwrap_or(closure));
+        if !theirs.exists() {
+            let (root, closure) = (self.root.display(), closure.display());
+            return Err(format!("the store of the machine at `{root}' does not have {closure}; copy it and all it needs there first, or run this on the machine").into());
+        }
         let (old, new) = (Installed::read(&self.current)?, Installed::read(closure)?);
         let planned = self.plan(&old, &new)?;
         let services = services(&old, &new);
         if !place.dry_run {
+            // Who goes to a generation does not make one.
             let number = match self.number(closure) {
-                Some(number) => number,
-                None => self.add(closure)?,
+                Some(number) if !new_one => number,
+                _ => self.add(closure)?,
             };
             report.say("generation", number.to_string());
         }
@@ -279,7 +285,12 @@ impl Generations {
             // With the script that started it.
             run("stop");
             self.begin(&old.path, closure)?;
-            self.apply_or_go_back(&planned, &old, &new)?;
+            if let Err(error) = self.apply_or_go_back(&planned, &old, &new) {
+                for (service, _) in services.iter().filter(|(_, what)| here && *what == "stop") {
+                    let _ = Command::new("/usr/sbin/service").args([service, "start"]).status();
+                }
+                return Err(error);
+            }
             run("start");
             run("restart");
         }
@@ -324,16 +335,21 @@ fn services(old: &Installed, new: &Installed) -> Vec<(&'static str, &'static str
     found.into_iter().filter_map(|(service, what)| Some((service, what?))).collect()
 }
 
+/// Says whether there is a machine that could be deployed to.
+pub(super) fn check(site: &Site, place: &Place) -> Result<(), Failure> {
+    Generations::open(site, place, false).map(drop)
+}
+
 /// Makes the system at `closure` current.
 pub(super) fn deploy(site: &Site, place: &Place, closure: &Path, report: Report) -> Result<(), Failure> {
-    Generations::open(site, place, true)?.go(closure, place, report)
+    Generations::open(site, place, true)?.go(closure, true, place, report)
 }
 
 /// Goes to the generation that `word` means.
 pub(super) fn switch(site: &Site, place: &Place, word: &str) -> Result<(), Failure> {
     let mut generations = Generations::open(site, place, true)?;
     let (_, closure) = generations.find(&site.store_dir, word)?;
-    generations.go(&closure, place, Report::default())
+    generations.go(&closure, false, place, Report::default())
 }
 
 /// Goes to the generation before the current one.
@@ -342,7 +358,7 @@ pub(super) fn rollback(site: &Site, place: &Place) -> Result<(), Failure> {
     let at = generations.number(&generations.current).unwrap_or(0);
     let before = generations.all.range(..at).next_back().map(|(_, path)| path.clone());
     let closure = before.ok_or("there is no generation before the current one")?;
-    generations.go(&closure, place, Report::default())
+    generations.go(&closure, false, place, Report::default())
 }
 
 /// Lists the generations.

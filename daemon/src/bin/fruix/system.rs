@@ -56,7 +56,7 @@ enum SystemCommand {
     Deploy {
         #[command(flatten)]
         make: MakeArguments,
-        /// Not the running machine, but one whose root directory is DIR
+        /// Not the running machine, but one whose root directory is DIR, and whose store has the closure, too
         #[arg(long, value_name = "DIR", default_value = "/")]
         root: PathBuf,
     },
@@ -146,7 +146,7 @@ struct MakeArguments {
     /// Copy the image to FILE too, sparse
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Say what would be made, and make nothing
+    /// Say what would be made, and make nothing; deploy makes the closure, to say what would change
     #[arg(short = 'n', long)]
     dry_run: bool,
     /// Print one JSON object
@@ -436,6 +436,9 @@ async fn make(mut site: Site, action: Action, arguments: MakeArguments) -> Resul
     if arguments.dry_run && !matches!(action, Action::Deploy(_)) {
         report.say("dry_run", "yes");
         return report.print(arguments.json);
+    }
+    if let Action::Deploy(root) = &action {
+        generations::check(&site, &generations::Place::new(root.clone(), true, false))?;
     }
     let mut client = site.connect().await?;
     let quiet = arguments.quiet;
