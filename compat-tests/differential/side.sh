@@ -6,18 +6,9 @@ mount -t tmpfs -o "mode=755,size=${SIZE:-1g}" tmpfs /frx
 mount -t tmpfs -o mode=1777,size=1g tmpfs /tmp
 mount -t tmpfs -o mode=755 tmpfs /run
 # Build users and a client who is nobody in particular, with the same numbers on every machine.
-{
-  grep '^\(root\|nobody\):' /etc/passwd
-  for i in 1 2 3 4 5; do echo "frxbuild$i:x:3000$i:30000::/var/empty:/usr/sbin/nologin"; done
-  printf 'alice:x:31001:31000::/tmp/alice:/bin/sh\nbob:x:31002:31000::/tmp/bob:/bin/sh\n'
-} >/run/passwd
-{
-  grep '^\(root\|nogroup\|kvm\|tty\):' /etc/group
-  echo "guixbuild:x:30000:frxbuild1,frxbuild2,frxbuild3,frxbuild4,frxbuild5"
-  echo "people:x:31000:"
-} >/run/group
-mount --bind /run/passwd /etc/passwd
-mount --bind /run/group /etc/group
+# shellcheck source=compat-tests/accounts.sh
+. "$CHECKOUT/compat-tests/accounts.sh"
+accounts frxbuild 30000 5 31000 alice:31001:/tmp/alice bob:31002:/tmp/bob
 mkdir -p /frx/store /frx/var/log /frx/etc /tmp/home /tmp/alice /tmp/bob
 chown alice:people /tmp/alice
 chown bob:people /tmp/bob

@@ -7,18 +7,9 @@ shopt -s nullglob
 mount -t tmpfs -o mode=755,size=1g tmpfs /frx
 mount -t tmpfs -o mode=1777,size=1g tmpfs /tmp
 mount -t tmpfs -o mode=755 tmpfs /run
-{
-  grep '^\(root\|nobody\):' /etc/passwd
-  for i in 1 2 3 4 5; do echo "frxbuild$i:x:3000$i:30000::/var/empty:/usr/sbin/nologin"; done
-  echo 'alice:x:31001:31000::/tmp/alice:/bin/sh'
-} >/run/passwd
-{
-  grep '^\(root\|nogroup\|kvm\|tty\):' /etc/group
-  echo "guixbuild:x:30000:frxbuild1,frxbuild2,frxbuild3,frxbuild4,frxbuild5"
-  echo "people:x:31000:"
-} >/run/group
-mount --bind /run/passwd /etc/passwd
-mount --bind /run/group /etc/group
+# shellcheck source=compat-tests/accounts.sh
+. "$CHECKOUT/compat-tests/accounts.sh"
+accounts frxbuild 30000 5 31000 alice:31001:/tmp/alice
 cd /
 
 # Nothing ever comes from there: waiting for it takes a while without starting a process.

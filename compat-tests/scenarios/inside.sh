@@ -6,22 +6,9 @@ mount --bind "$OUT/frx" /frx
 mount -t tmpfs -o mode=1777,size=2g tmpfs /tmp
 mount -t tmpfs -o mode=755 tmpfs /run
 # Build users and clients who are nobody in particular.
-builders=""
-{
-  grep '^\(root\|nobody\):' /etc/passwd
-  for i in {1..16}; do
-    echo "scnbuild$i:x:$((32000 + i)):32000::/var/empty:/usr/sbin/nologin"
-    builders+=${builders:+,}scnbuild$i
-  done
-  printf 'mallory:x:33001:33000::/tmp:/bin/sh\nvictor:x:33002:33000::/tmp:/bin/sh\n'
-} >/run/passwd
-{
-  grep '^\(root\|nogroup\|kvm\|tty\):' /etc/group
-  echo "guixbuild:x:32000:$builders"
-  echo "people:x:33000:"
-} >/run/group
-mount --bind /run/passwd /etc/passwd
-mount --bind /run/group /etc/group
+# shellcheck source=compat-tests/accounts.sh
+. "$CHECKOUT/compat-tests/accounts.sh"
+accounts scnbuild 32000 16 33000 mallory:33001:/tmp victor:33002:/tmp
 mkdir -p /frx/store /frx/var/log /frx/etc /tmp/home
 socket=/frx/var/daemon-socket/socket
 

@@ -3,22 +3,9 @@
 # Sets socket and environment.
 mount --bind "${OUT:?}/frx" /frx
 mount -t tmpfs -o mode=755 tmpfs /run
-builders=""
-{
-  grep '^\(root\|nobody\):' /etc/passwd
-  for i in 1 2 3 4; do
-    echo "sysbuild$i:x:$((32000 + i)):32000::/var/empty:/usr/sbin/nologin"
-    builders+=${builders:+,}sysbuild$i
-  done
-  echo 'mallory:x:33001:33000::/tmp:/bin/sh'
-} >/run/passwd
-{
-  grep '^\(root\|nogroup\|kvm\|tty\):' /etc/group
-  echo "guixbuild:x:32000:$builders"
-  echo 'people:x:33000:'
-} >/run/group
-mount --bind /run/passwd /etc/passwd
-mount --bind /run/group /etc/group
+# shellcheck source=compat-tests/accounts.sh
+. "$(dirname "${BASH_SOURCE[0]}")/../accounts.sh"
+accounts sysbuild 32000 4 33000 mallory:33001:/tmp
 mkdir -p /frx/store /frx/var/log /frx/etc /run/home
 chmod 1777 /run/home
 socket=/frx/var/daemon-socket/socket
