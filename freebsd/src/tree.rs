@@ -908,6 +908,26 @@ pub enum Piece<'b> {
     Data(&'b [u8]),
 }
 
+impl Piece<'_> {
+    /// Gives its bytes to `take`, zeros too, of which there may be more than fit in memory: for what cannot skip any.
+    ///
+    /// # Errors
+    /// What `take` says.
+    pub fn bytes<E>(&self, mut take: impl FnMut(&[u8]) -> std::result::Result<(), E>) -> std::result::Result<(), E> {
+        static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
+        let mut left = match self {
+            Piece::Data(bytes) => return take(bytes),
+            Piece::Zeros(count) => *count,
+        };
+        while left > 0 {
+            let zeros = ZEROS.get(..usize::try_from(left).unwrap_or(ZEROS.len())).unwrap_or(&ZEROS);
+            take(zeros)?;
+            left -= zeros.len() as u64;
+        }
+        Ok(())
+    }
+}
+
 fn checked(path: &[u8], mut entry: Entry) -> Result<(Vec<u8>, Entry)> {
     let wrong = |why| Err(TreeError::Path { path: show(path), why });
     if entry.mode & !0o7777 != 0 {

@@ -449,7 +449,7 @@ fn what_a_base_lacks_is_told(ingredients: &closure::Ingredients<'_>) {
                 assert_eq!((told.field.as_str(), told.problem.as_str()), (field, problem));
                 assert_eq!(said, format!("{field}: {problem}; {}", told.remedy));
                 // A line of the field, or of the table that it is in.
-                assert!(file.locate(told).line > 1 || matches!(field, "kernel" | "image.grow"), "{field}");
+                assert!(file.origin.locate(told).line > 1 || matches!(field, "kernel" | "image.grow"), "{field}");
             }
             (told, said) => panic!("{told:?} {said:?}"),
         }

@@ -7,9 +7,10 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use bstr::ByteSlice;
+use fruix_drv::{Hash, HashAlgo, Hasher};
 use fruix_freebsd::system::base;
 use fruix_freebsd::system::source::{self, Effective, FreebsdSource, METADATA, SRC_TXZ, TREE};
-use fruix_freebsd::tree::{Node, Piece, Tree, TreeError};
+use fruix_freebsd::tree::{Node, Tree, TreeError};
 use fruix_protocol::nar;
 
 use super::{BuiltinError, BuiltinInput, say};
@@ -73,7 +74,6 @@ pub enum DumpError {
 }
 
 fn dump_node<W: Write>(tree: &Tree, path: &[u8], writer: &mut nar::Writer<W>) -> Result<(), DumpError> {
-    static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
     let Some(entry) = tree.get(path) else { return Ok(()) };
     match &entry.node {
         Node::Dir => {
@@ -87,19 +87,9 @@ fn dump_node<W: Write>(tree: &Tree, path: &[u8], writer: &mut nar::Writer<W>) ->
         Node::Symlink(target) => writer.symlink(target.as_bstr())?,
         Node::File(file) => {
             writer.file(entry.mode & 0o100 != 0, file.size)?;
-            file.content.open(file.size)?.pieces(1 << 16, file.size, |piece| {
-                match piece {
-                    Piece::Data(bytes) => writer.data(bytes)?,
-                    Piece::Zeros(mut count) => {
-                        while count > 0 {
-                            let now = count.min(ZEROS.len() as u64);
-                            writer.data(ZEROS.get(..usize::try_from(now).unwrap_or(0)).unwrap_or_default())?;
-                            count -= now;
-                        }
-                    }
-                }
-                Ok::<(), DumpError>(())
-            })?;
+            file.content
+                .open(file.size)?
+                .pieces(1 << 16, file.size, |piece| piece.bytes(|bytes| writer.data(bytes)).map_err(DumpError::from))?;
         }
         Node::HardLink(target) => dump_node(tree, target, writer)?,
     }
@@ -110,25 +100,6 @@ fn dump_node<W: Write>(tree: &Tree, path: &[u8], writer: &mut nar::Writer<W>) ->
 ///
 /// # Errors
 /// As [`dump`].
-pub fn identity(tree: &Tree) -> Result<fruix_drv::Hash, DumpError> {
-    Ok(dump(tree, Hashing::default())?.0.finish())
-}
-
-struct Hashing(fruix_drv::Hasher);
-
-impl Default for Hashing {
-    fn default() -> Hashing {
-        Hashing(fruix_drv::Hasher::new(fruix_drv::HashAlgo::Sha256))
-    }
-}
-
-impl Write for Hashing {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.update(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
+pub fn identity(tree: &Tree) -> Result<Hash, DumpError> {
+    Ok(dump(tree, Hasher::new(HashAlgo::Sha256))?.finish())
 }

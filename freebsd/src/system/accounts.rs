@@ -334,10 +334,10 @@ pub(super) fn hash_file(records: &[(Vec<u8>, Vec<u8>)]) -> Option<Vec<u8>> {
         buckets
     };
     // Keys of real users spread; those that are chosen so that they do not would make the file as large as they like.
-    let last = (records.len().max(1).ilog2() + 3).clamp(FIRST, LAST);
+    let most = (records.len().max(1).ilog2() + 3).clamp(FIRST, LAST);
     let mut shift = FIRST;
     let mut buckets = spread(shift);
-    while shift < last && !buckets.iter().all(|bucket| fits(bucket)) {
+    while shift < most && !buckets.iter().all(|bucket| fits(bucket)) {
         shift += 1;
         buckets = spread(shift);
     }

@@ -32,6 +32,14 @@ pub fn push_string(out: &mut String, text: &str) {
     out.push('"');
 }
 
+/// A Scheme string.
+#[must_use]
+pub fn string(text: &str) -> String {
+    let mut out = String::new();
+    push_string(&mut out, text);
+    out
+}
+
 fn push_list<T>(out: &mut String, items: impl IntoIterator<Item = T>, mut push: impl FnMut(&mut String, T)) {
     out.push('(');
     for (index, item) in items.into_iter().enumerate() {

@@ -17,7 +17,7 @@ use std::fmt::Write as _;
 
 use super::accounts::Accounts;
 use super::base::TIME;
-use super::canon::{self, push_string};
+use super::canon::{self, string};
 use super::capabilities;
 use super::model::{OperatingSystem, Problem};
 use super::needs;
@@ -443,8 +443,7 @@ fn rc_scripts(system: &OperatingSystem, base: &[String]) -> Vec<(&'static str, S
 }
 
 fn shepherd_configuration(system: &OperatingSystem, more: &str) -> String {
-    let mut command = String::new();
-    push_string(&mut command, &ready_commands(system));
+    let command = string(&ready_commands(system));
     // The console is the terminal of process 1's session, and a getty takes it only by that name: it revokes the name that it opens.
     let getty = if system.init_mode == "shepherd-pid1" {
         "(register-services\n (list (service '(console)\n   #:start (make-forkexec-constructor '(\"/usr/libexec/getty\" \"3wire\" \"console\"))\n   #:stop (make-kill-destructor)\n   #:respawn? #t)))\n(start-service (lookup-service 'console))\n"
@@ -471,23 +470,17 @@ fn pid1(shepherd: &str) -> String {
 fn metadata(ingredients: &Ingredients<'_>) -> Vec<(&'static str, String)> {
     let Ingredients { system, packages, path, store, source } = ingredients;
     let base = &system.base;
-    let string = |text: &str| {
-        let mut out = String::new();
-        push_string(&mut out, text);
-        out
-    };
     // Where no source is declared, the base is all that is known of it.
-    let declared = base.source.as_ref().map_or_else(
-        || {
-            format!(
-                "((name . {})\n  (kind . {})\n  (url . #f)\n  (path . #f)\n  (ref . #f)\n  (commit . #f)\n  (sha256 . {}))",
-                string(&base.name),
-                base.kind,
-                string(source),
-            )
-        },
-        FreebsdSource::declared,
-    );
+    let known = || FreebsdSource {
+        name: base.name.clone(),
+        kind: base.kind.clone(),
+        url: None,
+        path: None,
+        reference: None,
+        commit: None,
+        sha256: Some((*source).to_owned()),
+    };
+    let declared = base.source.clone().unwrap_or_else(known).declared();
     let stores: String = packages.iter().map(|(name, (path, _))| format!("\n  ({name} . {})", string(path))).collect();
     vec![
         ("freebsd-source", format!("{declared}\n")),

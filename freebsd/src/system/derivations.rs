@@ -220,7 +220,7 @@ impl Planner<'_> {
             outputs: vec!["out"],
             drvs: Vec::new(),
             sources: BTreeSet::new(),
-            env: vec![("url", datum(url))],
+            env: vec![("url", canon::string(url))],
             fixed: Some(("sha256", sha256)),
         })
     }
@@ -266,13 +266,6 @@ impl Planner<'_> {
     }
 }
 
-/// A Scheme string.
-fn datum(text: &str) -> String {
-    let mut datum = String::new();
-    canon::push_string(&mut datum, text);
-    datum
-}
-
 /// The derivations of a source in the store `dir`, for `platform`. `given` is its directory, normalised, or its local archive.
 ///
 /// # Errors
@@ -290,7 +283,7 @@ pub fn plan_source(source: &FreebsdSource, given: Option<StorePath>, dir: &Store
                 outputs: vec!["out"],
                 drvs: Vec::new(),
                 sources: BTreeSet::new(),
-                env: vec![("url", datum(&url)), ("commit", commit), ("recursive?", "#f".to_owned())],
+                env: vec![("url", canon::string(&url)), ("commit", commit), ("recursive?", "#f".to_owned())],
                 fixed: Some(("r:sha256", &sha256)),
             })?)
         }

@@ -16,7 +16,7 @@ use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fchownat, fsync, symlinkat, u
 
 use super::change::{Act, BESIDE, Change, Look};
 use super::closure::CURRENT_SYSTEM;
-use crate::tree::{self, Content, Entry, Node, Piece, TreeError, show};
+use crate::tree::{self, Content, Entry, Node, TreeError, show};
 
 const DIRECTORY: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
 /// What a name ends with while its file is written. One that is left over from a power cut is written anew.
@@ -200,10 +200,7 @@ fn put(parent: &OwnedFd, name: &OsStr, entry: &Entry, shown: &Path) -> Result<ni
                 Err(error) => return Ok(Err(error)),
             };
             let write = |source: io::Error| TreeError::Host { doing: "writing", path: shown.to_owned(), source };
-            file.content.open(file.size)?.pieces(1 << 16, file.size, |piece| match piece {
-                Piece::Data(bytes) => out.write_all(bytes).map_err(write),
-                Piece::Zeros(count) => io::copy(&mut io::Read::take(io::repeat(0), count), &mut out).map(drop).map_err(write),
-            })?;
+            file.content.open(file.size)?.pieces(1 << 16, file.size, |piece| piece.bytes(|bytes| out.write_all(bytes)).map_err(write))?;
             fchown(&out, uid, gid).and_then(|()| fchmod(&out, permissions(entry))).and_then(|()| fsync(&out)).and_then(|()| finish())
         }
         Node::HardLink(_) => Err(Errno::ENOTSUP),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::base::{TIME, without_hard_links};
-use super::canon::push_string;
+use super::canon::string;
 use super::fields::{Check, Missing, parts};
 use super::model::Problem;
 use super::sets::{self, Links};
@@ -124,12 +124,6 @@ impl FreebsdSource {
             text(&self.sha256),
         )
     }
-}
-
-fn string(text: &str) -> String {
-    let mut out = String::new();
-    push_string(&mut out, text);
-    out
 }
 
 /// What a source turned out to be.

@@ -32,14 +32,46 @@ impl std::fmt::Display for Located {
     }
 }
 
+/// A file that was read, and where in it what stands.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    /// The file; what it names is relative to its directory.
+    pub path: PathBuf,
+    /// The line of each field that was given.
+    lines: BTreeMap<String, usize>,
+}
+
+impl Origin {
+    /// Says where in the file a problem is: the line of its field, or of what that is in.
+    #[must_use]
+    pub fn locate(&self, problem: Problem) -> Located {
+        let mut field = problem.field.as_str();
+        let line = loop {
+            if let Some(line) = self.lines.get(field) {
+                break *line;
+            }
+            match field.rfind(['.', '[']) {
+                Some(end) => field = field.get(..end).unwrap_or_default(),
+                None => break 1,
+            }
+        };
+        Located { file: self.path.clone(), line, problem }
+    }
+
+    /// The file that `name` means in this one.
+    #[must_use]
+    pub fn resolve(&self, name: &str) -> PathBuf {
+        self.path.parent().unwrap_or(Path::new("")).join(name)
+    }
+}
+
 /// A system file that was read.
 #[derive(Clone, Debug)]
 pub struct SystemFile {
-    /// The file; what it names is relative to its directory.
-    pub path: PathBuf,
+    /// Where it comes from.
+    pub origin: Origin,
     /// What it describes.
     pub system: OperatingSystem,
-    lines: Lines,
 }
 
 impl SystemFile {
@@ -48,34 +80,21 @@ impl SystemFile {
     /// # Errors
     /// Everything that is wrong, in the order of the lines.
     pub fn parse(path: &Path, text: &str) -> Result<SystemFile, Vec<Located>> {
-        let (system, lines) = read::<OperatingSystem>(path, text, &table(path, text)?, OperatingSystem::problems)?;
-        Ok(SystemFile { path: path.to_owned(), system, lines })
-    }
-
-    /// Says where in the file a problem is: the line of its field, or of what that is in.
-    #[must_use]
-    pub fn locate(&self, problem: Problem) -> Located {
-        locate(&self.path, &self.lines, problem)
-    }
-
-    /// The file that `name` means in the system file.
-    #[must_use]
-    pub fn resolve(&self, name: &str) -> PathBuf {
-        self.path.parent().unwrap_or(Path::new("")).join(name)
+        let (system, origin) = read::<OperatingSystem>(path, text, &table(path, text)?, OperatingSystem::problems)?;
+        Ok(SystemFile { origin, system })
     }
 }
 
 /// A file that declares a source: a system file with `[base.source]`, or one with `[source]` alone.
 #[derive(Clone, Debug)]
 pub struct SourceFile {
-    /// The file; what it names is relative to its directory.
-    pub path: PathBuf,
+    /// Where it comes from.
+    pub origin: Origin,
     /// What it declares.
     pub source: FreebsdSource,
     /// Where the source stands: `source` or `base.source`.
     pub field: &'static str,
     text: String,
-    lines: Lines,
 }
 
 impl SourceFile {
@@ -85,32 +104,20 @@ impl SourceFile {
     /// Everything that is wrong, in the order of the lines.
     pub fn parse(path: &Path, text: &str) -> Result<SourceFile, Vec<Located>> {
         let table = table(path, text)?;
-        let found = |source, field, lines| SourceFile { path: path.to_owned(), source, field, text: text.to_owned(), lines };
+        let found = |source, field, origin| SourceFile { origin, source, field, text: text.to_owned() };
         if !OperatingSystem::PART.fields.iter().any(|field| table.get_ref().contains_key(field.name)) {
             let check = |fields: &SourceFields| fields.source.problems("source");
-            let (SourceFields { source }, lines) = read(path, text, &table, check)?;
-            return Ok(found(source, "source", lines));
+            let (SourceFields { source }, origin) = read(path, text, &table, check)?;
+            return Ok(found(source, "source", origin));
         }
-        let (system, lines) = read::<OperatingSystem>(path, text, &table, OperatingSystem::problems)?;
+        let (system, origin) = read::<OperatingSystem>(path, text, &table, OperatingSystem::problems)?;
         match system.base.source {
-            Some(source) => Ok(found(source, "base.source", lines)),
+            Some(source) => Ok(found(source, "base.source", origin)),
             None => {
                 let remedy = "write a table [base.source], or name a file with a table [source]";
-                Err(vec![locate(path, &lines, Problem::new("base.source", "is missing", remedy))])
+                Err(vec![origin.locate(Problem::new("base.source", "is missing", remedy))])
             }
         }
-    }
-
-    /// Says where in the file a problem is: the line of its field, or of what that is in.
-    #[must_use]
-    pub fn locate(&self, problem: Problem) -> Located {
-        locate(&self.path, &self.lines, problem)
-    }
-
-    /// The file that `name` means in this one.
-    #[must_use]
-    pub fn resolve(&self, name: &str) -> PathBuf {
-        self.path.parent().unwrap_or(Path::new("")).join(name)
     }
 
     /// The text of the file with another pin, and everything else as it is, comments and layout too. `None` for what cannot be written so.
@@ -123,7 +130,8 @@ impl SourceFile {
             *(if name == "commit" { &mut wanted.commit } else { &mut wanted.sha256 }) = Some(value.to_owned());
             // Whether it is right shows when it is read again.
             let texts = file.with_value(name, value)?;
-            file = texts.into_iter().find_map(|text| SourceFile::parse(&self.path, &text).ok().filter(|file| file.source == wanted))?;
+            file =
+                texts.into_iter().find_map(|text| SourceFile::parse(&self.origin.path, &text).ok().filter(|file| file.source == wanted))?;
         }
         Some(file.text)
     }
@@ -161,9 +169,6 @@ impl SourceFile {
     }
 }
 
-/// The line of each field that was given.
-type Lines = BTreeMap<String, usize>;
-
 /// The table that a text of TOML is.
 fn table<'t>(path: &Path, text: &'t str) -> Result<Spanned<DeTable<'t>>, Vec<Located>> {
     let located = |line: usize, problem: Problem| vec![Located { file: path.to_owned(), line, problem }];
@@ -186,7 +191,7 @@ fn read<P: PartType>(
     text: &str,
     table: &Spanned<DeTable<'_>>,
     check: impl Fn(&P) -> Vec<Problem>,
-) -> Result<(P, Lines), Vec<Located>> {
+) -> Result<(P, Origin), Vec<Located>> {
     let mut reader = Reader { text, lines: BTreeMap::new(), problems: Vec::new() };
     let fields = reader.part(P::PART, table.get_ref(), "", table.span());
     let sort = |mut found: Vec<Located>| {
@@ -198,29 +203,15 @@ fn read<P: PartType>(
         let located = |(line, problem)| Located { file: path.to_owned(), line, problem };
         return Err(sort(problems.into_iter().map(located).collect()));
     }
+    let origin = Origin { path: path.to_owned(), lines };
     let Some(part) = fields.and_then(P::from_fields) else {
-        return Err(vec![locate(path, &lines, Problem::new("file", "cannot be understood", "report this as an error of fruix"))]);
+        return Err(vec![origin.locate(Problem::new("file", "cannot be understood", "report this as an error of fruix"))]);
     };
     let problems = check(&part);
     if problems.is_empty() {
-        return Ok((part, lines));
+        return Ok((part, origin));
     }
-    Err(sort(problems.into_iter().map(|problem| locate(path, &lines, problem)).collect()))
-}
-
-/// The line of a problem's field, or of what that is in.
-fn locate(path: &Path, lines: &Lines, problem: Problem) -> Located {
-    let mut field = problem.field.as_str();
-    let line = loop {
-        if let Some(line) = lines.get(field) {
-            break *line;
-        }
-        match field.rfind(['.', '[']) {
-            Some(end) => field = field.get(..end).unwrap_or_default(),
-            None => break 1,
-        }
-    };
-    Located { file: path.to_owned(), line, problem }
+    Err(sort(problems.into_iter().map(|problem| origin.locate(problem)).collect()))
 }
 
 fn line_of(text: &str, at: usize) -> usize {
@@ -229,7 +220,7 @@ fn line_of(text: &str, at: usize) -> usize {
 
 struct Reader<'t> {
     text: &'t str,
-    lines: Lines,
+    lines: BTreeMap<String, usize>,
     problems: Vec<(usize, Problem)>,
 }
 

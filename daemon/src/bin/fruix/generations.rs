@@ -6,8 +6,9 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Write as _};
-use std::os::unix::fs::{OpenOptionsExt as _, symlink};
+use std::io;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -55,6 +56,14 @@ struct Generations {
     _lock: Option<File>,
 }
 
+/// The file that says from which closure to which one the machine is going, as long as it is.
+const MOVE: &str = "system.move";
+
+/// The name of a generation's link.
+fn link(number: u64) -> String {
+    format!("system-{number}-link")
+}
+
 fn told(what: &str, path: &Path) -> impl FnOnce(io::Error) -> String {
     let what = format!("{what} `{}'", path.display());
     move |error| format!("{what}: {error}")
@@ -89,31 +98,27 @@ impl Generations {
         Ok(generations)
     }
 
-    /// The file that says from which closure to which one the machine is going, as long as it is.
-    fn move_file(&self) -> PathBuf {
-        self.profiles.join("system.move")
+    /// Changes one name among the generations; it is on the disk before this returns.
+    fn record(&self, name: &str, act: Act) -> Result<(), Failure> {
+        Ok(Machine::open(&self.profiles)?.make(&Change { path: name.into(), act })?)
+    }
+
+    fn set_link(&self, name: &str, target: &Path) -> Result<(), Failure> {
+        self.record(name, Act::Put(Entry::symlink(target.as_os_str().as_bytes())))
     }
 
     fn begin(&self, from: &Path, to: &Path) -> Result<(), Failure> {
-        let (file, unfinished) = (self.move_file(), self.profiles.join("system.move.unfinished"));
-        let write = || {
-            let mut out = File::create(&unfinished)?;
-            writeln!(out, "{}\n{}", from.display(), to.display())?;
-            out.sync_all()?;
-            std::fs::rename(&unfinished, &file)?;
-            File::open(&self.profiles)?.sync_all()
-        };
-        Ok(write().map_err(told("writing", &file))?)
+        let text = format!("{}\n{}\n", from.display(), to.display());
+        self.record(MOVE, Act::Put(Entry::file(0o644, text.into_bytes())))
     }
 
     fn end(&self) -> Result<(), Failure> {
-        let file = self.move_file();
-        Ok(std::fs::remove_file(&file).and_then(|()| File::open(&self.profiles)?.sync_all()).map_err(told("removing", &file))?)
+        self.record(MOVE, Act::Remove)
     }
 
     /// Ends what was cut off: whatever is half done is done.
     fn finish(&mut self) -> Result<(), Failure> {
-        let file = self.move_file();
+        let file = self.profiles.join(MOVE);
         let text = match std::fs::read_to_string(&file) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -155,7 +160,7 @@ impl Generations {
         self.machine.switch(closure)?;
         self.current = closure.to_owned();
         if let Some(number) = self.number(closure) {
-            self.set_link(&self.profiles.join("system"), Path::new(&format!("system-{number}-link")))?;
+            self.set_link("system", Path::new(&link(number)))?;
         }
         for change in planned.iter().filter(removes) {
             self.machine.make(change)?;
@@ -185,22 +190,6 @@ impl Generations {
         self.all.iter().rev().find(|(_, path)| *path == closure).map(|(number, _)| *number)
     }
 
-    fn link(&self, number: u64) -> PathBuf {
-        self.profiles.join(format!("system-{number}-link"))
-    }
-
-    /// Makes a link, or puts it in the place of another, and has it on the disk.
-    fn set_link(&self, link: &Path, target: &Path) -> Result<(), Failure> {
-        let unfinished = self.profiles.join("system.unfinished");
-        match std::fs::remove_file(&unfinished) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(told("removing", &unfinished)(error).into()),
-            _ => {}
-        }
-        symlink(target, &unfinished).map_err(told("making", &unfinished))?;
-        std::fs::rename(&unfinished, link).map_err(told("making", link))?;
-        Ok(File::open(&self.profiles)?.sync_all().map_err(told("syncing", &self.profiles))?)
-    }
-
     /// A generation for `closure`; the number that it has, if it is the last one.
     fn add(&mut self, closure: &Path) -> Result<u64, Failure> {
         let last = self.all.last_key_value().map(|(number, path)| (*number, path.clone()));
@@ -210,17 +199,17 @@ impl Generations {
             return Ok(*number);
         }
         let number = last.map_or(0, |(number, _)| number).saturating_add(1);
-        self.set_link(&self.link(number), closure)?;
+        self.set_link(&link(number), closure)?;
         self.all.insert(number, closure.to_owned());
         Ok(number)
     }
 
     /// The closure that is meant by a number, by `+N` or `-N` from the current one, or by its path.
-    fn find(&self, dir: &StoreDir, word: &str) -> Result<(Option<u64>, PathBuf), Failure> {
+    fn find(&self, dir: &StoreDir, word: &str) -> Result<PathBuf, Failure> {
         if word.starts_with('/') {
             let path = Path::new(word).canonicalize().map_err(|error| format!("`{word}': {error}"))?;
             return match dir.parse(path.to_string_lossy().as_ref()) {
-                Ok(_) => Ok((self.number(&path), path)),
+                Ok(_) => Ok(path),
                 Err(_) => Err(format!("`{word}' is no item of the store {}", dir.as_str()).into()),
             };
         }
@@ -231,11 +220,11 @@ impl Generations {
             Some(("-", steps)) => steps.parse().ok().and_then(|steps: u64| at.checked_sub(steps)),
             _ => word.parse().ok(),
         };
-        let found = number.and_then(|number| Some((Some(number), self.all.get(&number)?.clone())));
+        let found = number.and_then(|number| self.all.get(&number).cloned());
         found.ok_or_else(|| format!("there is no generation `{word}'; there are {}", known()).into())
     }
 
-    /// Goes to `closure`.
+    /// Goes to `closure`, which `report` names already.
     fn go(&mut self, closure: &Path, new_one: bool, place: &Place, mut report: Report) -> Result<(), Failure> {
         let theirs = self.root.join(closure.strip_prefix("/").unwrap_or(closure));
         if !theirs.exists() {
@@ -252,9 +241,6 @@ impl Generations {
                 _ => self.add(closure)?,
             };
             report.say("generation", number.to_string());
-        }
-        if report.0.iter().all(|(key, _)| *key != "closure_path") {
-            report.say("closure_path", closure.display().to_string());
         }
         report.say("previous_closure", self.current.display().to_string());
         let told = |change: &Change| format!("{} /{}", change.act.name(), show(&change.path));
@@ -345,11 +331,18 @@ pub(super) fn deploy(site: &Site, place: &Place, closure: &Path, report: Report)
     Generations::open(site, place, true)?.go(closure, true, place, report)
 }
 
+/// A report about going to `closure`.
+fn to(closure: &Path) -> Report {
+    let mut report = Report::default();
+    report.say("closure_path", closure.display().to_string());
+    report
+}
+
 /// Goes to the generation that `word` means.
 pub(super) fn switch(site: &Site, place: &Place, word: &str) -> Result<(), Failure> {
     let mut generations = Generations::open(site, place, true)?;
-    let (_, closure) = generations.find(&site.store_dir, word)?;
-    generations.go(&closure, false, place, Report::default())
+    let closure = generations.find(&site.store_dir, word)?;
+    generations.go(&closure, false, place, to(&closure))
 }
 
 /// Goes to the generation before the current one.
@@ -358,7 +351,7 @@ pub(super) fn rollback(site: &Site, place: &Place) -> Result<(), Failure> {
     let at = generations.number(&generations.current).unwrap_or(0);
     let before = generations.all.range(..at).next_back().map(|(_, path)| path.clone());
     let closure = before.ok_or("there is no generation before the current one")?;
-    generations.go(&closure, false, place, Report::default())
+    generations.go(&closure, false, place, to(&closure))
 }
 
 /// Lists the generations.
@@ -367,7 +360,7 @@ pub(super) fn list(site: &Site, place: &Place) -> Result<(), Failure> {
     let current = generations.number(&generations.current);
     let mut rows = Vec::new();
     for (number, closure) in &generations.all {
-        let made = std::fs::symlink_metadata(generations.link(*number)).and_then(|link| link.modified());
+        let made = std::fs::symlink_metadata(generations.profiles.join(link(*number))).and_then(|link| link.modified());
         let made = made.ok().and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok()).map_or(0, |time| time.as_secs());
         let (host, base) = match Installed::read(closure) {
             Ok(system) => (system.system.host_name, format!("{}-{}", system.system.base.name, system.system.base.version)),
@@ -431,15 +424,11 @@ pub(super) fn delete(site: &Site, place: &Place, words: &[String]) -> Result<(),
     }
     for number in chosen {
         if !place.dry_run {
-            let link = generations.link(number);
-            match std::fs::remove_file(&link) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(told("removing", &link)(error).into()),
-                _ => {}
-            }
+            generations.record(&link(number), Act::Remove)?;
         }
         eprintln!("{} generation {number}", if place.dry_run { "would delete" } else { "deleted" });
     }
-    Ok(File::open(&generations.profiles)?.sync_all()?)
+    Ok(())
 }
 
 /// A machine that has just what a system says.
@@ -455,11 +444,11 @@ impl Look for AsMade<'_> {
 pub(super) fn diff(site: &Site, place: &Place, one: Option<&str>, other: Option<&str>) -> Result<(), Failure> {
     let generations = Generations::open(site, place, false)?;
     let old = match one {
-        Some(word) => generations.find(&site.store_dir, word)?.1,
-        None => generations.find(&site.store_dir, "-1")?.1,
+        Some(word) => generations.find(&site.store_dir, word)?,
+        None => generations.find(&site.store_dir, "-1")?,
     };
     let new = match other {
-        Some(word) => generations.find(&site.store_dir, word)?.1,
+        Some(word) => generations.find(&site.store_dir, word)?,
         None => generations.current.clone(),
     };
     let (old, new) = (Installed::read(&old)?, Installed::read(&new)?);

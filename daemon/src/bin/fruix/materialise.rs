@@ -6,15 +6,21 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use fruix_drv::{Hash, HashAlgo, Hasher};
-use fruix_freebsd::tree::{Content, ManifestOptions, Node, Owners, Piece, Time, Tree};
+use fruix_freebsd::system::base::TIME;
+use fruix_freebsd::tree::{Content, ManifestOptions, Node, Owners, Piece, Tree};
 
 use super::Failure;
 
+/// The tree of a root file system's manifest.
+pub(super) fn read(manifest: &Path) -> Result<Tree, Failure> {
+    let file = BufReader::new(std::fs::File::open(manifest)?);
+    let options = ManifestOptions { name: &manifest.to_string_lossy(), root: None, owners: &Owners::default(), time: TIME };
+    Ok(Tree::read_manifest(file, &options)?)
+}
+
 /// Writes the tree of a manifest to the new directory `target`. Owners are given where the user is root; file flags are not.
 pub(super) fn write(manifest: &Path, target: &Path) -> Result<(), Failure> {
-    let file = BufReader::new(std::fs::File::open(manifest)?);
-    let options = ManifestOptions { name: &manifest.to_string_lossy(), root: None, owners: &Owners::default(), time: Time::seconds(1) };
-    let tree = Tree::read_manifest(file, &options)?;
+    let tree = read(manifest)?;
     // Nothing is written below a symbolic link, wherever that leads.
     tree.check()?;
     let root = nix::unistd::geteuid().is_root();
@@ -77,20 +83,12 @@ pub(super) fn copy_sparse(from: &Path, to: &Path) -> Result<(), Failure> {
 
 /// The SHA-256 of a file's bytes.
 pub(crate) fn hash(file: &Path) -> Result<Hash, Failure> {
-    static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
     let mut hasher = Hasher::new(HashAlgo::Sha256);
     pieces(file, |piece| {
-        match piece {
-            Piece::Zeros(mut count) => {
-                while count > 0 {
-                    let now = count.min(ZEROS.len() as u64);
-                    hasher.update(ZEROS.get(..usize::try_from(now).unwrap_or(0)).unwrap_or_default());
-                    count -= now;
-                }
-            }
-            Piece::Data(bytes) => hasher.update(bytes),
-        }
-        Ok(())
+        piece.bytes(|bytes| {
+            hasher.update(bytes);
+            Ok(())
+        })
     })?;
     Ok(hasher.finish())
 }

@@ -3,7 +3,7 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::io::{self, BufWriter, Seek as _, Write as _};
+use std::io::{self, BufWriter, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
@@ -19,7 +19,7 @@ use fruix_protocol::ops;
 use fruixd::builtins::freebsd_source::{dump, identity};
 use fruixd::builtins::{self, BuiltinInput, BuiltinOutput, ca, git_download, sexp};
 
-use super::system::{Connection, Plain, Report, add_texts, declared, materialise, options, read_text, refuse};
+use super::system::{Connection, Plain, Report, add_archive, add_texts, declared, keeps, materialise, options, read_text, refuse};
 use super::{Failure, Site, tempfile};
 
 const LONG: &str = "\
@@ -114,7 +114,7 @@ pub(super) async fn run(mut site: Site, arguments: SourceArguments) -> Result<()
 /// A problem of a field of the source, as a line.
 fn wrong(file: &SourceFile, field: &str, problem: impl Into<String>, remedy: impl Into<String>) -> Failure {
     let field = format!("{}.{field}", file.field);
-    refuse(&[file.locate(Problem { field, problem: problem.into(), remedy: remedy.into() })])
+    refuse(&[file.origin.locate(Problem { field, problem: problem.into(), remedy: remedy.into() })])
 }
 
 /// What a file names on this machine.
@@ -131,7 +131,7 @@ impl Local {
     /// Looks at it. `pinned` is whether it must be what the file says.
     fn find(file: &SourceFile, pinned: bool) -> Result<Local, Failure> {
         let Some(name) = &file.source.path else { return Ok(Local::None) };
-        let path = file.resolve(name);
+        let path = file.origin.resolve(name);
         let path = path.canonicalize().unwrap_or(path);
         let (what, is_tree) = if file.source.kind == LOCAL_TREE { ("directory", true) } else { ("file", false) };
         let shown = path.display();
@@ -381,7 +381,7 @@ impl Fetcher {
 /// What is known of a source without asking anybody.
 fn describe(report: &mut Report, action: &'static str, file: &SourceFile, plan: Option<&SourcePlan>, dir: &StoreDir, cache: &Cache) {
     report.say("action", action);
-    report.say("source_file", file.path.display().to_string());
+    report.say("source_file", file.origin.path.display().to_string());
     declared(report, &file.source);
     report.say("freebsd_source_pinned", if file.source.unpinned(file.field).is_none() { "yes" } else { "no" });
     let cached = file.source.sha256.as_ref().filter(|_| file.source.path.is_none()).map(|sum| cache.path(sum)).filter(|path| path.exists());
@@ -408,21 +408,6 @@ fn show(site: &Site, file: &SourceFile, cache: &Cache, given: &FileArguments) ->
     report.print(given.json)
 }
 
-/// Adds an archive of the store, or as such the bytes of a file, which must get the path `expected`.
-async fn add(client: &mut Connection, mut archive: fs::File, recursive: bool, name: &str, expected: &StorePath) -> Result<(), Failure> {
-    archive.rewind()?;
-    let request = ops::AddToStore { base_name: name.into(), fixed: true, recursive, hash_algo: "sha256".into() };
-    let path = client.add_to_store(request, &mut tokio::fs::File::from_std(archive)).await?;
-    if path != *expected {
-        return Err(format!("what was added as {name} changed while it was read").into());
-    }
-    Ok(())
-}
-
-async fn valid(client: &mut Connection, path: &StorePath) -> Result<bool, Failure> {
-    Ok(client.is_valid_path(ops::IsValidPath { path: client.store_dir().display(path).into() }).await?)
-}
-
 /// Brings into the store what a source is made of, unless the daemon can.
 async fn provide(
     client: &mut Connection,
@@ -432,22 +417,21 @@ async fn provide(
     plan: &SourcePlan,
     mut cached: Option<PathBuf>,
 ) -> Result<(), Failure> {
-    // Whatever is collected meanwhile, not this.
-    client.add_temp_root(ops::AddTempRoot { path: plan.input.clone() }).await?;
-    if valid(client, &plan.input).await? {
+    if keeps(client, &plan.input).await? {
         return Ok(());
     }
+    let added = |name| format!("what was added as {name}");
     let mut archive = tempfile()?;
     match local {
         Local::Tree(path, tree, _) => {
             eprintln!("adding {} to the store", path.display());
             dump(tree, BufWriter::new(&archive))?;
-            return add(client, archive, true, names::SOURCE_TREE, &plan.input).await;
+            return add_archive(client, archive, true, names::SOURCE_TREE, &plan.input, &added(names::SOURCE_TREE)).await;
         }
         Local::Archive(path, _) => {
             eprintln!("adding {} to the store", path.display());
             fruix_store::dump_nar(path, &mut archive)?;
-            return add(client, archive, false, names::SOURCE_ARCHIVE, &plan.input).await;
+            return add_archive(client, archive, false, names::SOURCE_ARCHIVE, &plan.input, &added(names::SOURCE_ARCHIVE)).await;
         }
         Local::None => {}
     }
@@ -467,10 +451,12 @@ async fn provide(
         cached = Some(cache.path(pin));
     }
     match cached {
-        Some(path) if source.kind == GIT => add(client, fs::File::open(path)?, true, names::SOURCE_TREE, &plan.input).await,
+        Some(path) if source.kind == GIT => {
+            add_archive(client, fs::File::open(path)?, true, names::SOURCE_TREE, &plan.input, &added(names::SOURCE_TREE)).await
+        }
         Some(path) => {
             fruix_store::dump_nar(&path, &mut archive)?;
-            add(client, archive, false, names::SOURCE_ARCHIVE, &plan.input).await
+            add_archive(client, archive, false, names::SOURCE_ARCHIVE, &plan.input, &added(names::SOURCE_ARCHIVE)).await
         }
         // The daemon fetches it.
         None => Ok(()),
@@ -502,7 +488,7 @@ fn fetch(file: &SourceFile, cache: &Cache, url: &str) -> Result<(Option<String>,
 async fn verify(site: &Site, file: &SourceFile, cache: &Cache, given: &FileArguments) -> Result<(), Failure> {
     let dir = &site.store_dir;
     if let Some(problem) = file.source.unpinned(file.field) {
-        return Err(refuse(&[file.locate(problem)]));
+        return Err(refuse(&[file.origin.locate(problem)]));
     }
     let local = Local::find(file, true)?;
     let plan = plan_source(&file.source, local.store_path(dir)?, dir, PLATFORM)?;
@@ -601,13 +587,13 @@ fn update(file: &SourceFile, cache: &Cache, given: &FileArguments, dry_run: bool
         };
         let text = file.with_pin(commit.as_deref(), &sha256).ok_or_else(hint)?;
         if !dry_run {
-            rewrite(&file.path, &text)?;
+            rewrite(&file.origin.path, &text)?;
         }
     }
     let answer = |yes: bool| if yes { "yes" } else { "no" };
     let mut report = Report::default();
     report.say("action", "update");
-    report.say("source_file", file.path.display().to_string());
+    report.say("source_file", file.origin.path.display().to_string());
     report.say("freebsd_source_old_commit", source.commit.clone().unwrap_or_default());
     report.say("freebsd_source_old_sha256", source.sha256.clone().unwrap_or_default());
     report.say("freebsd_source_commit", commit.unwrap_or_default());

@@ -11,7 +11,7 @@ use fruix_freebsd::system::model::{OperatingSystem, Problem};
 use fruix_freebsd::system::source::FreebsdSource;
 use fruix_freebsd::system::toml::{Located, SystemFile};
 use fruix_freebsd::system::{base, disk, needs, packages};
-use fruix_freebsd::tree::{ManifestOptions, Owners, Time, Tree};
+use fruix_freebsd::tree::Tree;
 use fruix_protocol::client::Client;
 use fruix_protocol::kinds::BuildMode;
 use fruix_protocol::ops;
@@ -218,7 +218,7 @@ fn locals(file: &SystemFile) -> Vec<Local> {
     let system = &file.system;
     let mut found = Vec::new();
     let mut add = |field: String, path: &str, name: &str, flat: Option<String>, directory| {
-        let path = file.resolve(path);
+        let path = file.origin.resolve(path);
         // A link's own archive is that of a link.
         let path = path.canonicalize().unwrap_or(path);
         found.push(Local { field, path, name: name.to_owned(), flat, directory });
@@ -283,14 +283,14 @@ fn local_problems(file: &SystemFile, locals: &[Local]) -> Vec<Located> {
                 None => continue,
             },
         };
-        problems.push(file.locate(Problem { field: local.field.clone(), problem, remedy }));
+        problems.push(file.origin.locate(Problem { field: local.field.clone(), problem, remedy }));
     }
     problems
 }
 
 /// Refuses a system whose base lacks what it needs.
 fn refuse_lacking(file: &SystemFile, base: &Tree) -> Result<(), Failure> {
-    let mut problems: Vec<Located> = needs::lacking(&file.system, base).into_iter().map(|problem| file.locate(problem)).collect();
+    let mut problems: Vec<Located> = needs::lacking(&file.system, base).into_iter().map(|problem| file.origin.locate(problem)).collect();
     problems.sort_by_key(|problem| problem.line);
     if problems.is_empty() { Ok(()) } else { Err(refuse(&problems)) }
 }
@@ -307,9 +307,7 @@ fn unpacked(plan: &Plan, dir: &StoreDir) -> Option<Tree> {
 /// The files of the root file system, when it is in the store.
 fn made_root(plan: &Plan, dir: &StoreDir) -> Option<Tree> {
     let manifest = PathBuf::from(dir.display(plan.rootfs.outputs.get("out")?)).join(ROOT_MANIFEST);
-    let text = std::io::BufReader::new(std::fs::File::open(&manifest).ok()?);
-    let options = ManifestOptions { name: &manifest.to_string_lossy(), root: None, owners: &Owners::default(), time: Time::seconds(1) };
-    Tree::read_manifest(text, &options).ok()
+    materialise::read(&manifest).ok()
 }
 
 /// The store path that a local file has or will have.
@@ -324,22 +322,34 @@ fn local_path(dir: &StoreDir, local: &Local) -> Result<StorePath, Failure> {
 pub(super) type Connection = Client<BufStream<UnixStream>>;
 
 async fn add_local(client: &mut Connection, local: &Local, expected: &StorePath) -> Result<(), Failure> {
-    // Whatever is collected meanwhile, not this.
-    client.add_temp_root(ops::AddTempRoot { path: expected.clone() }).await?;
-    if client.is_valid_path(ops::IsValidPath { path: client.store_dir().display(expected).into() }).await? {
+    if keeps(client, expected).await? {
         return Ok(());
     }
     eprintln!("adding {} to the store", local.path.display());
     let mut archive = tempfile()?;
     fruix_store::dump_nar(&local.path, &mut archive)?;
+    add_archive(client, archive, local.flat.is_none(), &local.name, expected, &format!("`{}'", local.path.display())).await
+}
+
+/// Adds an archive, or as such the bytes of a file, which must get the path `expected`. `what` is what it was made of, for users.
+pub(super) async fn add_archive(
+    client: &mut Connection,
+    mut archive: std::fs::File,
+    recursive: bool,
+    name: &str,
+    expected: &StorePath,
+    what: &str,
+) -> Result<(), Failure> {
     archive.rewind()?;
-    let recursive = local.flat.is_none();
-    let request = ops::AddToStore { base_name: local.name.as_str().into(), fixed: true, recursive, hash_algo: "sha256".into() };
+    let request = ops::AddToStore { base_name: name.into(), fixed: true, recursive, hash_algo: "sha256".into() };
     let path = client.add_to_store(request, &mut tokio::fs::File::from_std(archive)).await?;
-    if path != *expected {
-        return Err(format!("`{}' changed while it was read", local.path.display()).into());
-    }
-    Ok(())
+    if path == *expected { Ok(()) } else { Err(format!("{what} changed while it was read").into()) }
+}
+
+/// Whether `path` is in the store; it stays there as long as the connection, whatever is collected meanwhile.
+pub(super) async fn keeps(client: &mut Connection, path: &StorePath) -> Result<bool, Failure> {
+    client.add_temp_root(ops::AddTempRoot { path: path.clone() }).await?;
+    Ok(client.is_valid_path(ops::IsValidPath { path: client.store_dir().display(path).into() }).await?)
 }
 
 pub(super) async fn add_texts(client: &mut Connection, texts: &[Text]) -> Result<(), Failure> {
@@ -392,7 +402,7 @@ async fn make(mut site: Site, action: Action, arguments: MakeArguments) -> Resul
     if let Some(tree) = locals.iter().find(|local| local.name == names::TREE) {
         let base = base::read(&tree.path, &file.system.base.manifest).map_err(|error| {
             let remedy = "name a directory with an installed FreeBSD".to_owned();
-            refuse(&[file.locate(Problem { field: tree.field.clone(), problem: error.to_string(), remedy })])
+            refuse(&[file.origin.locate(Problem { field: tree.field.clone(), problem: error.to_string(), remedy })])
         })?;
         refuse_lacking(&file, &base)?;
         let system = &file.system;
@@ -403,7 +413,7 @@ async fn make(mut site: Site, action: Action, arguments: MakeArguments) -> Resul
             part.merge(files)?;
         }
         if let Some(problem) = disk::too_small_for(&system.image, &part) {
-            return Err(refuse(&[file.locate(problem)]));
+            return Err(refuse(&[file.origin.locate(problem)]));
         }
     }
     let dir = site.store_dir.clone();
@@ -456,7 +466,7 @@ async fn make(mut site: Site, action: Action, arguments: MakeArguments) -> Resul
             refuse_lacking(&file, &base)?;
         }
         if let Some(problem) = made_root(&plan, &dir).and_then(|root| disk::too_small(&file.system.image, &root)) {
-            return Err(refuse(&[file.locate(problem)]));
+            return Err(refuse(&[file.origin.locate(problem)]));
         }
         return Err(error.into());
     }
@@ -507,7 +517,7 @@ fn describe(file: &SystemFile, plan: &Plan, dir: &StoreDir, action: &Action) -> 
     let stores: BTreeMap<&str, String> = plan.packages.iter().map(|(name, path)| (name.as_str(), show(path))).collect();
     let store = |name: &str| stores.get(name).cloned().unwrap_or_default();
     report.say("action", action.name());
-    report.say("system_file", file.path.display().to_string());
+    report.say("system_file", file.origin.path.display().to_string());
     report.say("host_name", &system.host_name);
     report.say("closure_path", out(&plan.system));
     report.say("closure_derivation", show(&plan.system.path));
