@@ -60,10 +60,11 @@ images-short: prepare
 
 .PHONY: images images-short
 
-# A system from its file to firmware that boots it; FREEBSD_BASE=DIR boots a real FreeBSD too.  And sources, by which systems are declared.
+# A system from its file to firmware that boots it; FREEBSD_BASE=DIR boots a real FreeBSD too.  And sources and packages, by which systems are declared.
 systems: prepare
 	./compat-tests/systems/boot.sh
 	./compat-tests/systems/sources.sh
+	./compat-tests/systems/pkg.sh
 
 .PHONY: systems
 

@@ -519,7 +519,17 @@ fn hostile_derivations_are_refused() {
     assert_eq!(builtins::perform("no-such", &nothing, &mut Vec::new()), EXIT_FAILED);
     assert_eq!(
         builtins::names().collect::<Vec<_>>(),
-        ["download", "freebsd-base", "freebsd-image", "freebsd-rootfs", "freebsd-source", "freebsd-system", "git-download"]
+        [
+            "download",
+            "freebsd-base",
+            "freebsd-image",
+            "freebsd-pkg",
+            "freebsd-profile",
+            "freebsd-rootfs",
+            "freebsd-source",
+            "freebsd-system",
+            "git-download"
+        ]
     );
     for name in builtins::names() {
         assert!(builtins::lookup(&format!("builtin:{name}")).is_some());

@@ -8,9 +8,10 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
 
 use fruix_drv::{Hash, StoreDir, StorePath, aterm, hash_derivation_modulo, verify_output_paths};
-use fruix_freebsd::system::derivations::{PLATFORM, PlanError, plan_source};
+use fruix_freebsd::system::derivations::{PLATFORM, PlanError, Sources, plan_packages, plan_source};
+use fruix_freebsd::system::pkg::Locked;
 use fruix_freebsd::system::source::{self, Effective, FreebsdSource};
-use fruix_freebsd::system::toml::SourceFile;
+use fruix_freebsd::system::toml::{RepositoryFile, SourceFile, SystemFile};
 use fruix_freebsd::tree::{Content, Node, Tree};
 
 fn shown(tree: &Tree) -> BTreeMap<String, String> {
@@ -184,5 +185,86 @@ fn pins_are_written_where_they_belong() {
         let pinned = read(&before).with_pin(Some(&commit), &sum).unwrap();
         assert_eq!(pinned, after);
         assert_eq!(read(&pinned).with_pin(Some(&commit), &sum).unwrap(), after);
+    }
+}
+
+const LOCKED: &str = "locked = [\"readline 8.2 SUM1 All/readline.pkg\", \"bash 5.3_1,1 SUM2 All/bash.pkg readline\"]\n";
+
+fn repository(url: &str) -> RepositoryFile {
+    let (one, two, pin) = ("1".repeat(64), "2".repeat(64), "a".repeat(64));
+    let text = format!(
+        "[repository]\nurl = \"{url}\"\nfingerprints = [\"{pin}\"]\npackages = [\"bash\"]\nsha256 = \"{pin}\"\n{}",
+        LOCKED.replace("SUM1", &one).replace("SUM2", &two)
+    );
+    RepositoryFile::parse(Path::new("pkg.toml"), &text).unwrap_or_else(|problems| panic!("{problems:?}"))
+}
+
+#[test]
+fn packages_have_derivations_that_follow_from_what_is_locked() {
+    let dir = StoreDir::new("/frx/store");
+    let plan = |url: &str| plan_packages(&repository(url).repositories[0].1, &dir, PLATFORM).unwrap();
+    let here = plan("https://example.org/repo");
+    let mut known: BTreeMap<StorePath, Hash> = BTreeMap::new();
+    for text in here.texts.iter().filter(|text| text.name.ends_with(".drv")) {
+        let drv = aterm::parse(&dir, &text.text).unwrap();
+        let mut input = |path: &StorePath| known.get(path).cloned().ok_or("unknown");
+        verify_output_paths(&dir, text.name.trim_end_matches(".drv"), &drv, &mut input).unwrap();
+        known.insert(text.path.clone(), hash_derivation_modulo(&dir, &drv, &mut input).unwrap());
+    }
+    let names: Vec<String> = here.packages.iter().map(|package| dir.display(&package.item.outputs["out"])).collect();
+    assert!(names[0].ends_with("-freebsd-pkg-readline-8.2") && names[1].ends_with("-freebsd-pkg-bash-5.3_1_1"), "{names:?}");
+    // Wherever it comes from, it is the same; a file's is the user's.
+    let there = plan("http://example.com/other/");
+    assert_eq!(there.packages[1].archive, here.packages[1].archive);
+    assert_eq!(there.profile.outputs, here.profile.outputs);
+    let files = plan("file:///repo");
+    assert_eq!(files.files[1].path, here.packages[1].archive);
+    assert_eq!((files.files[1].url.as_str(), &files.packages[1].download), ("file:///repo/All/bash.pkg", &None));
+    // A base takes them as they are, in the order of the lines.
+    let text = "host-name = \"x\"\n[base]\nversion = \"15.1\"\nkind = \"pkgbase\"\n[[file-systems]]\nmount-point = \"/\"\ndevice = \"/dev/gpt/rootfs\"\ntype = \"ufs\"\n";
+    let mut system = SystemFile::parse(
+        Path::new("os.toml"),
+        &format!(
+            "{text}[base.repository]\nurl = \"https://example.org/repo\"\nfingerprints = [\"{}\"]\npackages = [\"bash\"]\n",
+            "a".repeat(64)
+        ),
+    )
+    .unwrap()
+    .system;
+    assert!(matches!(fruix_freebsd::system::derivations::plan(&system, &Sources::default(), &dir, PLATFORM), Err(PlanError::Locked(_))));
+    system.base.repository = Some(repository("https://example.org/repo").repositories[0].1.clone());
+    system.repository.clone_from(&system.base.repository);
+    let made = fruix_freebsd::system::derivations::plan(&system, &Sources::default(), &dir, PLATFORM).unwrap();
+    assert_eq!(made.profile.as_ref().unwrap().outputs, here.profile.outputs);
+    let drv = made.texts.iter().find(|text| text.path == made.base.path).unwrap();
+    let drv = aterm::parse(&dir, &drv.text).unwrap();
+    let archives: Vec<String> = here.packages.iter().map(|package| dir.display(&package.archive)).collect();
+    assert_eq!(drv.env.iter().find(|(name, _)| **name == "pkgs").unwrap().1.to_string(), archives.join(" "));
+}
+
+#[test]
+fn locks_are_written_where_they_belong() {
+    let locked = [Locked::parse(&format!("bash 5.4 {} All/bash.pkg", "3".repeat(64))).unwrap()];
+    let pin = "c".repeat(64);
+    let line = format!("\"{}\"", locked[0]);
+    let head =
+        format!("[repository] # here\nurl = \"https://a/b\" # there\nfingerprints = [\"{pin}\"]\npackages = [\n  \"bash\", # mine\n]");
+    for (before, after) in [
+        (format!("{head}\n# end\n"), format!("{head}\nsha256 = \"{pin}\"\nlocked = [\n  {line},\n]\n# end\n")),
+        (
+            format!("{head}\nlocked = [\"x\"] # old\nsha256 = '{}' # pin\n", "0".repeat(64)),
+            format!("{head}\nlocked = [\n  {line},\n] # old\nsha256 = \"{pin}\" # pin\n"),
+        ),
+        (
+            format!("repository = {{ url = \"https://a/b\", fingerprints = [\"{pin}\"], packages = [\"bash\"] }}"),
+            format!(
+                "repository = {{ url = \"https://a/b\", fingerprints = [\"{pin}\"], packages = [\"bash\"], sha256 = \"{pin}\", locked = [\n  {line},\n] }}"
+            ),
+        ),
+    ] {
+        let file = RepositoryFile::parse(Path::new("pkg.toml"), &before).unwrap_or_else(|problems| panic!("{problems:?}"));
+        let pinned = file.with_pin("repository", &pin, &locked).unwrap();
+        assert_eq!(pinned.text(), after);
+        assert_eq!(pinned.with_pin("repository", &pin, &locked).unwrap().text(), after);
     }
 }

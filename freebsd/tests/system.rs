@@ -11,7 +11,7 @@ use fruix_freebsd::system::accounts::Accounts;
 use fruix_freebsd::system::derivations::{PLATFORM, Sources, VERSION, plan, version};
 use fruix_freebsd::system::model::OperatingSystem;
 use fruix_freebsd::system::packages::{NAMES, lists, matches};
-use fruix_freebsd::system::toml::{Located, SourceFile, SystemFile};
+use fruix_freebsd::system::toml::{Located, RepositoryFile, SourceFile, SystemFile};
 use fruix_freebsd::system::{base, canon, capabilities, closure, disk, needs, rootfs, sets::Sets, table};
 use fruix_freebsd::tree::{Content, Entry, Node, Tree};
 
@@ -40,6 +40,19 @@ fn every_wrong_file_is_told_line_field_and_remedy() {
 fn every_wrong_source_is_told_line_field_and_remedy() {
     let count = wrong_files("wrong-sources", |text| SourceFile::parse(Path::new("os.toml"), text).err());
     assert!(count >= 20, "{count}");
+}
+
+#[test]
+fn every_wrong_repository_is_told_line_field_and_remedy() {
+    let count = wrong_files("wrong-repositories", |text| {
+        let locked = |file: RepositoryFile| {
+            let problems = file.repositories.iter().filter_map(|(field, repository, circles)| repository.locked(field, *circles).err());
+            let located: Vec<Located> = problems.map(|problem| file.origin.locate(problem)).collect();
+            (!located.is_empty()).then_some(located)
+        };
+        RepositoryFile::parse(Path::new("os.toml"), text).map_or_else(Some, locked)
+    });
+    assert!(count >= 15, "{count}");
 }
 
 /// A file below `tests`: blocks of `--- what is wrong`, the file (`@base` stands for a right beginning), `===`, and what is said of it.

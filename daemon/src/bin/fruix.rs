@@ -20,6 +20,8 @@ use fruixd::config::Places;
 use tokio::io::BufStream;
 use tokio::net::UnixStream;
 
+#[path = "fruix/pkg.rs"]
+mod pkg;
 #[path = "fruix/source.rs"]
 mod source;
 #[path = "fruix/system.rs"]
@@ -119,6 +121,8 @@ enum Command {
     System(system::SystemArguments),
     /// Declare, pin and check a source of FreeBSD
     Source(source::SourceArguments),
+    /// Take packages of FreeBSD's from a repository, pinned and checked
+    Pkg(pkg::PkgArguments),
     /// Anything else is guix's
     #[command(external_subcommand)]
     Other(#[allow(dead_code)] Vec<OsString>), // They are taken as they were given.
@@ -152,7 +156,7 @@ type Failure = Box<dyn std::error::Error>;
 
 fn main() -> ExitCode {
     let first = std::env::args_os().nth(1);
-    let ours = ["build", "gc", "path-info", "log", "add", "roots", "system", "source", "help", "--help", "-h", "--version", "-V"];
+    let ours = ["build", "gc", "path-info", "log", "add", "roots", "system", "source", "pkg", "help", "--help", "-h", "--version", "-V"];
     let result = match Arguments::try_parse() {
         Ok(Arguments { command: Command::Other(_) }) => hand_over(),
         Ok(Arguments { command }) => run(command),
@@ -218,6 +222,19 @@ impl Site {
     }
 }
 
+/// Makes `link` a link to `output`, and a root.
+async fn make_root(site: &Site, client: &mut Client<BufStream<UnixStream>>, output: &StorePath, link: &Path) -> Result<(), Failure> {
+    let link = std::path::absolute(link)?;
+    match std::fs::read_link(&link) {
+        Ok(_) => std::fs::remove_file(&link)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(_) => return Err(format!("`{}' is there and no link", link.display()).into()),
+    }
+    std::os::unix::fs::symlink(site.store_dir.display(output), &link)?;
+    client.add_indirect_root(ops::AddIndirectRoot { path: link.into_os_string().into_vec().into() }).await?;
+    Ok(())
+}
+
 fn run(command: Command) -> Result<(), Failure> {
     let site = Site::from_env()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -268,14 +285,7 @@ fn run(command: Command) -> Result<(), Failure> {
                 }
                 if let Some(link) = root {
                     let [output, ..] = outputs.as_slice() else { return Err("there is no output to make a root of".into()) };
-                    let link = std::path::absolute(link)?;
-                    match std::fs::read_link(&link) {
-                        Ok(_) => std::fs::remove_file(&link)?,
-                        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                        Err(_) => return Err(format!("`{}' is there and no link", link.display()).into()),
-                    }
-                    std::os::unix::fs::symlink(site.store_dir.display(output), &link)?;
-                    client.add_indirect_root(ops::AddIndirectRoot { path: link.into_os_string().into_vec().into() }).await?;
+                    make_root(&site, &mut client, output, &link).await?;
                 }
                 print_all(outputs.iter().map(|path| site.store_dir.display(path)))
             }
@@ -370,6 +380,7 @@ fn run(command: Command) -> Result<(), Failure> {
             }
             Command::System(arguments) => system::run(site, arguments).await,
             Command::Source(arguments) => source::run(site, arguments).await,
+            Command::Pkg(arguments) => pkg::run(site, arguments).await,
             Command::Other(_) => hand_over(),
         }
     })

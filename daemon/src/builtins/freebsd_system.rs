@@ -12,6 +12,7 @@ use fruix_drv::{StoreDir, StorePath};
 use fruix_freebsd::system::closure::{self, Closure};
 use fruix_freebsd::system::derivations::{VERSION, version};
 use fruix_freebsd::system::model::OperatingSystem;
+use fruix_freebsd::system::pkg::{self, PkgItems, archive::Package};
 use fruix_freebsd::system::{base, canon, fields::PartType, packages::Cut, rootfs, sets::Sets};
 use fruix_freebsd::tree::Tree;
 use fruix_store::PathInfo;
@@ -50,7 +51,7 @@ impl BuiltinInput {
         self.in_store(self.required(name)?)
     }
 
-    fn in_store(&self, path: &str) -> Result<PathBuf, BuiltinError> {
+    pub(super) fn in_store(&self, path: &str) -> Result<PathBuf, BuiltinError> {
         match StoreDir::checked(&self.store_dir).ok().and_then(|dir| dir.parse(path).ok()) {
             Some(_) => Ok(PathBuf::from(path)),
             None => Err(BuiltinError::NotInStore { path: super::sexp::quoted(path) }),
@@ -77,14 +78,36 @@ pub fn base(input: &BuiltinInput, log: &mut dyn Write) -> Result<(), BuiltinErro
     let hash =
         |path: &Path| fruix_store::hash_path(path).map(|(hash, _)| hash.base16()).map_err(|error| input.system_error(error.to_string()));
     let mut hashes = Vec::new();
-    let (tree, scratch) = match (input.get("tree"), input.get("sets")) {
-        (Some(tree), None) => {
+    let scratch = || Ok::<_, BuiltinError>(PathBuf::from(input.required("NIX_BUILD_TOP")?).join("unpacked"));
+    let (tree, scratch) = match (input.get("tree"), input.get("sets"), input.get("pkgs")) {
+        (Some(tree), None, None) => {
             let tree = input.in_store(tree)?;
             hashes.push(hash(&tree)?);
             (base::read(&tree, &cut.manifest).map_err(tell)?, None)
         }
-        (None, Some(list)) => {
-            let scratch = PathBuf::from(input.required("NIX_BUILD_TOP")?).join("unpacked");
+        (None, None, Some(list)) => {
+            let scratch = scratch()?;
+            let items: PkgItems = input.description("items")?;
+            let archives: Vec<&str> = list.split_whitespace().collect();
+            if archives.len() != items.packages.len() {
+                return Err(input.system_error("`pkgs' and `items' are not as many"));
+            }
+            let mut sets = Sets::default();
+            for (index, (archive, item)) in archives.into_iter().zip(&items.packages).enumerate() {
+                let archive = input.in_store(archive)?;
+                hashes.push(hash(&archive)?);
+                say(log, &format!("unpacking {}", archive.display()));
+                let package = pkg::archive::unpack(&archive, &scratch.join(index.to_string()), item);
+                let Package { tree, owners, about, .. } = package.map_err(|reason| input.system_error(reason))?;
+                if !about.scripts.is_empty() {
+                    say(log, &format!("{}: its scripts are not run: {}", item.name, about.scripts.join(", ")));
+                }
+                sets.add_files(&item.name, tree, owners).map_err(|reason| input.system_error(reason))?;
+            }
+            (sets.finish().map_err(|reason| input.system_error(reason))?, Some(scratch))
+        }
+        (None, Some(list), None) => {
+            let scratch = scratch()?;
             let mut sets = Sets::default();
             for (index, archive) in list.split_whitespace().enumerate() {
                 let archive = input.in_store(archive)?;
@@ -94,7 +117,7 @@ pub fn base(input: &BuiltinInput, log: &mut dyn Write) -> Result<(), BuiltinErro
             }
             (sets.finish().map_err(|reason| input.system_error(reason))?, Some(scratch))
         }
-        _ => return Err(input.system_error("there must be either `tree' or `sets'")),
+        _ => return Err(input.system_error("there must be one of `tree', `sets' and `pkgs'")),
     };
     let packages = base::cut(&tree, &cut.packages).map_err(tell)?;
     for output in &input.outputs {
@@ -116,16 +139,18 @@ fn packages(input: &BuiltinInput) -> Result<(Packages, String), BuiltinError> {
     for word in input.required("packages")?.split_whitespace() {
         let (name, path) = word.split_once('=').ok_or_else(|| input.system_error(format!("packages: `{word}' is no NAME=PATH")))?;
         let (files, made_from) = base::read_package(&input.in_store(path)?).map_err(|error| input.system_error(error.to_string()))?;
-        source = made_from;
+        // A profile was made from packages that say so themselves.
+        if !made_from.is_empty() {
+            source = made_from;
+        }
         packages.insert(name.to_owned(), (path.to_owned(), files));
     }
     Ok((packages, source))
 }
 
 fn composed(input: &BuiltinInput, system: &OperatingSystem, path: &str) -> Result<Closure, BuiltinError> {
-    if let Some(problem) =
-        system.problems().into_iter().find(|problem| problem.field != "base.path" && !problem.field.starts_with("base.sets"))
-    {
+    let elsewhere = ["base.path", "base.sets", "base.repository"];
+    if let Some(problem) = system.problems().into_iter().find(|problem| !elsewhere.iter().any(|field| problem.field.starts_with(field))) {
         let reason = format!("{}: {}; {}", problem.field, problem.problem, problem.remedy);
         return Err(input.system_error(reason));
     }

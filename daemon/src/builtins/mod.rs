@@ -8,6 +8,7 @@
 pub mod ca;
 pub mod download;
 pub mod freebsd_image;
+pub mod freebsd_pkg;
 pub mod freebsd_source;
 pub mod freebsd_system;
 pub mod git_download;
@@ -285,10 +286,12 @@ enum Reach {
 }
 
 /// The built-in builders: those of guix-daemon 1.5.0, and ours for FreeBSD systems.
-const BUILTINS: [(&str, Reach, Builtin); 7] = [
+const BUILTINS: [(&str, Reach, Builtin); 9] = [
     ("download", Reach::Files, download::perform),
     ("freebsd-base", Reach::Inputs, freebsd_system::base),
     ("freebsd-image", Reach::Inputs, freebsd_image::image),
+    ("freebsd-pkg", Reach::Inputs, freebsd_pkg::package),
+    ("freebsd-profile", Reach::Inputs, freebsd_pkg::profile),
     ("freebsd-rootfs", Reach::Inputs, freebsd_system::rootfs),
     ("freebsd-source", Reach::Inputs, freebsd_source::source),
     ("freebsd-system", Reach::Inputs, freebsd_system::system),
@@ -321,6 +324,8 @@ pub fn lookup(name: &str) -> Option<fn(&[u8]) -> i32> {
         "download" => |input| run("download", input),
         "freebsd-base" => |input| run("freebsd-base", input),
         "freebsd-image" => |input| run("freebsd-image", input),
+        "freebsd-pkg" => |input| run("freebsd-pkg", input),
+        "freebsd-profile" => |input| run("freebsd-profile", input),
         "freebsd-rootfs" => |input| run("freebsd-rootfs", input),
         "freebsd-source" => |input| run("freebsd-source", input),
         "freebsd-system" => |input| run("freebsd-system", input),

@@ -119,9 +119,18 @@ pub fn write(tree: &Tree, target: &Path, path: &Path, source: &str) -> Result<()
             file.content = Content::Host(path.join(std::ffi::OsStr::from_bytes(name)));
         }
     }
+    write_list(&listed, target, source)
+}
+
+/// Writes the manifest of `tree` to the directory `target`. `source` is the hash of what it was made from, or nothing.
+///
+/// # Errors
+/// [`TreeError::Host`] when it is there or cannot be written.
+pub fn write_list(tree: &Tree, target: &Path, source: &str) -> Result<(), TreeError> {
     let manifest = target.join(MANIFEST);
     let mut out = io::BufWriter::new(fs::File::create_new(&manifest).map_err(host("creating", &manifest))?);
-    let written = writeln!(out, "{SOURCE}{source}").and_then(|()| listed.write_manifest(&mut out)).and_then(|()| out.flush());
+    let first = if source.is_empty() { String::new() } else { format!("{SOURCE}{source}\n") };
+    let written = out.write_all(first.as_bytes()).and_then(|()| tree.write_manifest(&mut out)).and_then(|()| out.flush());
     written.map_err(host("writing", &manifest))
 }
 

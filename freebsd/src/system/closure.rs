@@ -127,7 +127,7 @@ pub fn compose(ingredients: &Ingredients<'_>) -> Result<Closure, String> {
         };
         let to = if in_profile(name) {
             [b"profile/", name].concat()
-        } else if name.starts_with(b"etc/") || name.starts_with(b"boot/") {
+        } else if name.starts_with(b"etc/") || name.starts_with(b"boot/") || name.starts_with(b"usr/local/") && !is_privileged(entry) {
             name.to_vec()
         } else {
             continue;

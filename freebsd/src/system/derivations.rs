@@ -13,17 +13,24 @@
 //! commit --(builtin:git-download)----------------------+--> freebsd-source-NAME (builtin:freebsd-source)
 //! archive, or URL of one --(builtin:download)----------+
 //! declaration as canonical text -----------------------+
+//!
+//! package --(builtin:download)-------------------------+--> freebsd-pkg-NAME-VERSION (builtin:freebsd-pkg)
+//! what it must be as canonical text -------------------|              |
+//! packages that it depends on -------------------------+              +--> freebsd-profile-NAME (builtin:freebsd-profile)
 //! ```
 //!
 //! Neither the place of the system file nor that of what it names is in any of them, so equal inputs give equal derivations.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use fruix_drv::{Derivation, DerivationOutput, Hash, StoreDir, StorePath, StorePathError, aterm, hash_derivation_modulo, modulo, path};
+use fruix_drv::{
+    Derivation, DerivationOutput, Hash, HashAlgo, StoreDir, StorePath, StorePathError, aterm, hash_derivation_modulo, modulo, path,
+};
 
 use super::canon;
-use super::model::{Fruixd, Image, OperatingSystem, Shepherd};
+use super::model::{BASE_REPOSITORY, Fruixd, Image, OperatingSystem, PKGBASE, Problem, REPOSITORY, Shepherd};
 use super::packages::{Cut, NAMES, lists};
+use super::pkg::{Circles, Locked, PkgItems, PkgRepository};
 use super::source::{FreebsdSource, GIT, SRC_TXZ};
 
 /// The platform for which systems are built when nothing is said. The builders are the daemon's own and run anywhere.
@@ -33,12 +40,14 @@ pub const PLATFORM: &str = "x86_64-freebsd";
 ///
 /// A version is raised, and [`super::table`]'s module for Scheme written anew, when the builder makes anything else of the same input: one byte of an
 /// output, a file, a mode. Then all derivations that it builds are others, and nothing made by the older one is taken for what the newer one makes.
-pub const BUILDERS: [(&str, u32); 5] = [
+pub const BUILDERS: [(&str, u32); 7] = [
     ("builtin:freebsd-base", 2),
     ("builtin:freebsd-system", 4),
     ("builtin:freebsd-rootfs", 3),
     ("builtin:freebsd-image", 2),
     ("builtin:freebsd-source", 1),
+    ("builtin:freebsd-pkg", 1),
+    ("builtin:freebsd-profile", 1),
 ];
 
 /// The variable of a derivation with the version of its builder. A builder of another version refuses it.
@@ -119,6 +128,10 @@ pub struct Plan {
     pub base: Planned,
     /// The packages that are in the system, with their store paths.
     pub packages: BTreeMap<String, StorePath>,
+    /// The profile of the packages of its repository.
+    pub profile: Option<Planned>,
+    /// Archives of packages to be added from files.
+    pub files: Vec<LocalPackage>,
     /// The closure.
     pub system: Planned,
     /// The root file system.
@@ -140,6 +153,48 @@ pub struct SourcePlan {
     pub source: Planned,
 }
 
+/// The derivations of the packages of a repository.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PkgPlan {
+    /// All texts, in an order in which they may be added.
+    pub texts: Vec<Text>,
+    /// What was locked, in its order.
+    pub packages: Vec<PlannedPkg>,
+    /// Archives to be added from files.
+    pub files: Vec<LocalPackage>,
+    /// All together.
+    pub profile: Planned,
+}
+
+/// A package with its derivations.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlannedPkg {
+    /// What was locked.
+    pub locked: Locked,
+    /// Its archive in the store.
+    pub archive: StorePath,
+    /// What downloads it, unless it is a file of the user's.
+    pub download: Option<Planned>,
+    /// Its store item.
+    pub item: Planned,
+}
+
+/// An archive of a repository with a `file:` URL: the user's file, which the daemon does not read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalPackage {
+    /// The package.
+    pub locked: Locked,
+    /// The URL.
+    pub url: String,
+    /// The name for the store.
+    pub name: String,
+    /// Its path there.
+    pub path: StorePath,
+}
+
+/// The key of a system's profile among the names of its packages.
+pub const PROFILE: &str = "repository";
+
 /// Why there are no derivations.
 #[derive(Debug, thiserror::Error)]
 pub enum PlanError {
@@ -152,6 +207,9 @@ pub enum PlanError {
         /// The field.
         what: &'static str,
     },
+    /// Nothing says which packages of a repository are meant.
+    #[error("{}: {}; {}", .0.field, .0.problem, .0.remedy)]
+    Locked(Problem),
     /// The output paths could not be computed.
     #[error("computing the outputs of `{name}': {reason}")]
     Outputs {
@@ -167,6 +225,9 @@ fn essential(system: &OperatingSystem, sources: &Sources, dir: &StoreDir) -> Res
     let show = |path: &Option<StorePath>, what| path.as_ref().map(|path| dir.display(path)).ok_or(PlanError::Source { what });
     let mut system = system.clone();
     system.base.path = None;
+    // What they come to is named besides.
+    system.base.repository = None;
+    system.repository = None;
     for set in &mut system.base.sets {
         (set.url, set.path) = (None, None);
     }
@@ -223,6 +284,74 @@ impl Planner<'_> {
             env: vec![("url", canon::string(url))],
             fixed: Some(("sha256", sha256)),
         })
+    }
+
+    /// Where the archives of a repository are in the store, each with the derivation that downloads it.
+    fn archives(
+        &mut self,
+        repository: &PkgRepository,
+        prefix: &str,
+        circles: Circles,
+        files: &mut Vec<LocalPackage>,
+    ) -> Result<Vec<(Locked, Option<Planned>, StorePath)>, PlanError> {
+        let mut archives = Vec::new();
+        for locked in repository.locked(prefix, circles).map_err(PlanError::Locked)? {
+            let (name, url) = (format!("{}.pkg", locked.store_name()), repository.url_of(&locked.path));
+            if url.starts_with("file:") {
+                let hash =
+                    Hash::parse_base16(HashAlgo::Sha256, &locked.sha256).map_err(|_| PlanError::Source { what: "repository.locked" })?;
+                let path = path::fixed_output_path(self.dir, false, &hash, &name)?;
+                files.push(LocalPackage { locked: locked.clone(), url, name, path: path.clone() });
+                archives.push((locked, None, path));
+            } else {
+                let drv = self.download(&name, &url, &locked.sha256)?;
+                let path = drv.out().cloned().ok_or(PlanError::Source { what: "repository.locked" })?;
+                archives.push((locked, Some(drv), path));
+            }
+        }
+        Ok(archives)
+    }
+
+    /// The store items of a repository's packages, and the profile of all.
+    fn packages(&mut self, repository: &PkgRepository, files: &mut Vec<LocalPackage>) -> Result<(Vec<PlannedPkg>, Planned), PlanError> {
+        let mut made: Vec<PlannedPkg> = Vec::new();
+        let mut places: BTreeMap<String, usize> = BTreeMap::new();
+        let show = |path: &StorePath| self.dir.display(path);
+        let listed = |packages: &[(&str, &Planned)]| {
+            packages.iter().filter_map(|(name, drv)| Some(format!("{name}={}", show(drv.out()?)))).collect::<Vec<_>>().join(" ")
+        };
+        for (locked, download, archive) in self.archives(repository, REPOSITORY, Circles::Refused, files)? {
+            let about = self.text("freebsd-pkg-item.scm".into(), canon::print(&locked.item()).into_bytes(), BTreeSet::new())?;
+            let depends: Vec<(&str, &Planned)> =
+                locked.depends.iter().filter_map(|name| Some((name.as_str(), &made.get(*places.get(name)?)?.item))).collect();
+            let env = vec![("archive", show(&archive)), ("item", show(&about)), ("depends", listed(&depends))];
+            let local = download.is_none().then(|| archive.clone());
+            let inputs: Vec<(&Planned, Vec<&str>)> =
+                download.iter().chain(depends.iter().map(|(_, drv)| *drv)).map(|drv| (drv, vec!["out"])).collect();
+            let item = self.derivation(Recipe {
+                name: format!("freebsd-pkg-{}", locked.store_name()),
+                builder: "builtin:freebsd-pkg",
+                outputs: vec!["out"],
+                drvs: inputs,
+                sources: local.into_iter().chain([about]).collect(),
+                env,
+                fixed: None,
+            })?;
+            places.insert(locked.name.clone(), made.len());
+            made.push(PlannedPkg { locked, archive, download, item });
+        }
+        let mut sorted: Vec<(&str, &Planned)> = made.iter().map(|package| (package.locked.name.as_str(), &package.item)).collect();
+        sorted.sort_unstable_by_key(|(name, _)| *name);
+        let profile = self.derivation(Recipe {
+            name: format!("freebsd-profile-{}", repository.name),
+            builder: "builtin:freebsd-profile",
+            outputs: vec!["out"],
+            drvs: sorted.iter().map(|(_, drv)| (*drv, vec!["out"])).collect(),
+            sources: BTreeSet::new(),
+            env: vec![("packages", listed(&sorted))],
+            fixed: None,
+        })?;
+        Ok((made, profile))
     }
 
     fn derivation(&mut self, recipe: Recipe<'_>) -> Result<Planned, PlanError> {
@@ -310,6 +439,17 @@ pub fn plan_source(source: &FreebsdSource, given: Option<StorePath>, dir: &Store
     Ok(SourcePlan { texts: planner.texts, input, fetch, source: made })
 }
 
+/// The derivations of the packages of a repository in the store `dir`, for `platform`.
+///
+/// # Errors
+/// [`PlanError`]; [`PlanError::Locked`] when nothing is locked.
+pub fn plan_packages(repository: &PkgRepository, dir: &StoreDir, platform: &str) -> Result<PkgPlan, PlanError> {
+    let mut planner = Planner { dir, platform, texts: Vec::new() };
+    let mut files = Vec::new();
+    let (packages, profile) = planner.packages(repository, &mut files)?;
+    Ok(PkgPlan { texts: planner.texts, packages, files, profile })
+}
+
 /// The derivations of a system in the store `dir`, for `platform`.
 ///
 /// # Errors
@@ -336,9 +476,22 @@ pub fn plan(system: &OperatingSystem, sources: &Sources, dir: &StoreDir, platfor
             (None, None) => return Err(PlanError::Source { what: "base.sets" }),
         });
     }
+    let mut files = Vec::new();
     let mut env = vec![("cut", show(&cut))];
     let mut inputs = BTreeSet::from([cut]);
-    if base.kind == "local-tree" {
+    if base.kind == PKGBASE {
+        let repository = base.repository.as_ref().ok_or(PlanError::Source { what: BASE_REPOSITORY })?;
+        let mut items = PkgItems { packages: Vec::new() };
+        for (locked, drv, path) in planner.archives(repository, BASE_REPOSITORY, Circles::Allowed, &mut files)? {
+            items.packages.push(locked.item());
+            archives.push((drv, path));
+        }
+        let items = planner.text("freebsd-pkg-items.scm".into(), canon::print(&items).into_bytes(), BTreeSet::new())?;
+        env.push(("items", show(&items)));
+        env.push(("pkgs", archives.iter().map(|(_, path)| show(path)).collect::<Vec<_>>().join(" ")));
+        inputs.insert(items);
+        inputs.extend(archives.iter().filter(|(drv, _)| drv.is_none()).map(|(_, path)| path.clone()));
+    } else if base.kind == "local-tree" {
         let tree = sources.tree.clone().ok_or(PlanError::Source { what: "base.path" })?;
         env.push(("tree", show(&tree)));
         inputs.insert(tree);
@@ -364,7 +517,13 @@ pub fn plan(system: &OperatingSystem, sources: &Sources, dir: &StoreDir, platfor
     let local: BTreeSet<StorePath> = [&sources.shepherd, &sources.fruixd, &sources.client].into_iter().flatten().cloned().collect();
     let description = canon::print(&essential(system, sources, dir)?);
     let description = planner.text("freebsd-system.scm".into(), description.into_bytes(), local.clone())?;
-    let list = packages.iter().map(|(name, path)| format!("{name}={}", show(path))).collect::<Vec<_>>().join(" ");
+    let profile = match &system.repository {
+        Some(repository) => Some(planner.packages(repository, &mut files)?.1),
+        None => None,
+    };
+    let named = packages.iter().map(|(name, path)| format!("{name}={}", show(path)));
+    let own = profile.as_ref().and_then(Planned::out).map(|path| format!("{PROFILE}={}", show(path)));
+    let list = named.chain(own).collect::<Vec<_>>().join(" ");
     let common = |more: &[(&'static str, String)]| {
         let mut env = vec![("configuration", show(&description)), ("packages", list.clone())];
         env.extend_from_slice(more);
@@ -377,7 +536,7 @@ pub fn plan(system: &OperatingSystem, sources: &Sources, dir: &StoreDir, platfor
         name: format!("fruix-system-{host}"),
         builder: "builtin:freebsd-system",
         outputs: vec!["out"],
-        drvs: vec![(&base, names.clone())],
+        drvs: [(&base, names.clone())].into_iter().chain(profile.as_ref().map(|drv| (drv, vec!["out"]))).collect(),
         sources: inputs.clone(),
         env: common(&[]),
         fixed: None,
@@ -387,7 +546,7 @@ pub fn plan(system: &OperatingSystem, sources: &Sources, dir: &StoreDir, platfor
         name: format!("fruix-rootfs-{host}"),
         builder: "builtin:freebsd-rootfs",
         outputs: vec!["out"],
-        drvs: vec![(&base, names), (&closure, vec!["out"])],
+        drvs: [(&base, names), (&closure, vec!["out"])].into_iter().chain(profile.as_ref().map(|drv| (drv, vec!["out"]))).collect(),
         sources: inputs,
         env: common(&[("exportReferencesGraph", format!("graph {closure_path}")), ("closure", closure_path)]),
         fixed: None,
@@ -403,5 +562,5 @@ pub fn plan(system: &OperatingSystem, sources: &Sources, dir: &StoreDir, platfor
         env: vec![("configuration", show(&settings)), ("rootfs", rootfs.out().map(show).unwrap_or_default())],
         fixed: None,
     })?;
-    Ok(Plan { texts: planner.texts, base, packages, system: closure, rootfs, image })
+    Ok(Plan { texts: planner.texts, base, packages, profile, files, system: closure, rootfs, image })
 }

@@ -155,6 +155,12 @@ pub enum Check {
     GitRef,
     /// A commit of git in full.
     Commit,
+    /// The name of a package of pkg(8), or its origin.
+    PkgName,
+    /// The version of one.
+    PkgVersion,
+    /// The place of one in its repository.
+    PkgPath,
 }
 
 impl Check {
@@ -222,6 +228,15 @@ impl Check {
                 matches!(text.len(), 40 | 64) && text.chars().all(|c| matches!(c, '0'..='9' | 'a'..='f')),
                 "write all 40 (or 64) digits 0-9, a-f".into(),
             ),
+            Check::PkgName => (
+                pkg_word(text, "._+-@/") && !text.starts_with(['/', '-', '.']) && !text.ends_with('/') && text.split('/').count() <= 2,
+                "write the name of a package, such as bash, or its origin, such as shells/bash".into(),
+            ),
+            Check::PkgVersion => (pkg_word(text, "._+-,~@"), "write a version, such as 5.3.3_1,1".into()),
+            Check::PkgPath => (
+                text.len() < 1024 && text.split('/').all(|part| pkg_word(part, "._+-,~@=:") && part != "." && part != ".."),
+                "write a place below the repository's URL, such as All/bash-5.3.3.pkg".into(),
+            ),
         };
         let shown: String = text.chars().take(60).map(|c| if c.is_control() { '?' } else { c }).collect();
         (!good).then(|| if text.is_empty() { ("is empty".to_owned(), expected) } else { (format!("`{shown}' is not allowed"), expected) })
@@ -237,6 +252,11 @@ impl Check {
             _ => None,
         }
     }
+}
+
+/// Whether `text` is letters, digits and `more`, at most 160 of them: what a name in a store can be made of.
+fn pkg_word(text: &str, more: &str) -> bool {
+    !text.is_empty() && text.len() <= 160 && text.chars().all(|c| c.is_ascii_alphanumeric() || more.contains(c))
 }
 
 /// Whether git takes `text` for a name and nothing else: git-check-ref-format(1) with a first character that begins no option.

@@ -53,7 +53,10 @@ impl Installed {
                 return Err(wrong(LAYOUT, &format!("`{path}' is not in the store")));
             }
             let (files, made_from) = base::read_package(Path::new(path)).map_err(|error| error.to_string())?;
-            source = made_from;
+            // A profile was made from packages that say so themselves.
+            if !made_from.is_empty() {
+                source = made_from;
+            }
             packages.insert(name.clone(), (path.clone(), files));
         }
         let shown = path.to_str().ok_or_else(|| wrong(LAYOUT, "the path is no UTF-8"))?;

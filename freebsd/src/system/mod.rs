@@ -12,6 +12,7 @@
 //! | [`base`] | a base as a tree, and cutting it |
 //! | [`sets`] | FreeBSD's archives |
 //! | [`source`] | FreeBSD's sources |
+//! | [`pkg`] | FreeBSD's packages: repositories, catalogues, archives |
 //! | [`accounts`] | users and groups |
 //! | [`capabilities`] | the database of login.conf |
 //! | [`closure`] | the directory in the store that is the system |
@@ -38,6 +39,7 @@ pub mod machine;
 pub mod model;
 pub mod needs;
 pub mod packages;
+pub mod pkg;
 pub mod rootfs;
 pub mod sets;
 pub mod source;

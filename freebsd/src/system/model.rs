@@ -4,7 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::fields::{Check, Missing, parts, size};
 use super::packages;
+use super::pkg::{Circles, PkgRepository};
 use super::source::FreebsdSource;
+
+/// The kind of a base that is made of packages.
+pub const PKGBASE: &str = "pkgbase";
+/// Where the repository of a base stands.
+pub const BASE_REPOSITORY: &str = "base.repository";
+/// Where the repository of packages stands.
+pub const REPOSITORY: &str = "repository";
 
 /// How the system starts. The values are those of `init-mode`.
 pub const INIT_MODES: [&str; 3] = ["freebsd-init", "freebsd-init+rc.d-shepherd", "shepherd-pid1"];
@@ -23,6 +31,8 @@ parts! {
         /// The packages of the base that the system is given besides.
         pub base_packages = "base-packages": Vec<String>,
             Missing::Texts(&["runtime", "userland", "libc", "rc-scripts", "sh", "openssl", "zlib"]), Check::OneOf(packages::NAMES);
+        /// Packages of FreeBSD's ports, which come to be in /usr/local.
+        pub repository = "repository": Option<PkgRepository>, Missing::Absent, Check::Any;
         /// What becomes process 1, and what starts services.
         pub init_mode = "init-mode": String, Missing::Text("freebsd-init"), Check::OneOf(&INIT_MODES);
         /// The file that is made when the system is up.
@@ -59,14 +69,16 @@ parts! {
         pub name = "name": String, Missing::Text("freebsd"), Check::Word;
         /// Its version, such as 15.1-RELEASE.
         pub version = "version": String, Missing::Required, Check::Word;
-        /// `local-tree`: a directory as `make installworld installkernel distribution` leaves it. `freebsd-sets`: archives such as base.txz and kernel.txz.
-        pub kind = "kind": String, Missing::Required, Check::OneOf(&["local-tree", "freebsd-sets"]);
+        /// `local-tree`: a directory as `make installworld installkernel distribution` leaves it. `freebsd-sets`: archives such as base.txz and kernel.txz. `pkgbase`: packages of a repository such as FreeBSD-base.
+        pub kind = "kind": String, Missing::Required, Check::OneOf(&["local-tree", "freebsd-sets", "pkgbase"]);
         /// The directory of a local-tree, relative to the file.
         pub path = "path": Option<String>, Missing::Absent, Check::LocalPath;
         /// The mtree that has owners, modes and flags, relative to the directory. Without such a file everything is root's, with the modes that it has.
         pub manifest = "manifest": String, Missing::Text("METALOG"), Check::LocalPath;
         /// The archives of freebsd-sets.
         pub sets = "sets": Vec<FreebsdSet>, Missing::Empty, Check::Any;
+        /// The repository of pkgbase, and the packages of it that the base is made of.
+        pub repository = "repository": Option<PkgRepository>, Missing::Absent, Check::Any;
         /// The source that it was built from. It is recorded in the system, and neither fetched nor looked at.
         pub source = "source": Option<FreebsdSource>, Missing::Absent, Check::Any;
     }
@@ -299,6 +311,13 @@ impl OperatingSystem {
         found
     }
 
+    /// The repositories that it names, each with where it stands.
+    pub fn repositories(&self) -> impl Iterator<Item = (&'static str, &PkgRepository, Circles)> {
+        let base = self.base.repository.as_ref().map(|repository| (BASE_REPOSITORY, repository, Circles::Allowed));
+        let own = self.repository.as_ref().map(|repository| (REPOSITORY, repository, Circles::Refused));
+        base.into_iter().chain(own)
+    }
+
     /// The names of users that may be used.
     fn known_users(&self) -> BTreeSet<&str> {
         BASE_USERS.into_iter().chain(self.users.iter().map(|user| user.name.as_str())).collect()
@@ -323,7 +342,23 @@ impl OperatingSystem {
             "freebsd-sets" if base.path.is_some() => {
                 found.push(Problem::new("base.path", "makes no sense for freebsd-sets", "leave it out, or write kind = \"local-tree\""));
             }
+            PKGBASE if base.repository.is_none() => {
+                found.push(Problem::new("base.repository", "is missing for pkgbase", "name the repository and the packages of it"));
+            }
+            PKGBASE if base.path.is_some() => {
+                found.push(Problem::new("base.path", "makes no sense for pkgbase", "leave it out, or write kind = \"local-tree\""));
+            }
+            PKGBASE if !base.sets.is_empty() => {
+                found.push(Problem::new("base.sets", "makes no sense for pkgbase", "leave it out, or write kind = \"freebsd-sets\""));
+            }
+            kind if kind != PKGBASE && base.repository.is_some() => {
+                let problem = format!("makes no sense for {kind}");
+                found.push(Problem::new("base.repository", problem, "leave it out, or write kind = \"pkgbase\""));
+            }
             _ => {}
+        }
+        for (prefix, repository, _) in self.repositories() {
+            found.extend(repository.problems(prefix));
         }
         for (index, set) in base.sets.iter().enumerate() {
             if set.url.is_some() == set.path.is_some() {

@@ -1,4 +1,4 @@
-//! FreeBSD's archives, `base.txz` and the like: a tar, plain or compressed with xz.
+//! FreeBSD's archives, `base.txz` and the like: a tar, plain or compressed with xz or zstd.
 //!
 //! A release is built without root, and its archives are made of a `METALOG`: they have the names of owners, with the numbers zero, and file flags as
 //! `SCHILY.fflags`.
@@ -13,6 +13,8 @@ use crate::tree::{Content, Entry, Node, Owners, Tree, normalise, parent, parse_f
 
 /// What an xz file begins with.
 const XZ: &[u8] = b"\xFD7zXZ\0";
+/// What a zstd file begins with.
+const ZSTD: &[u8] = b"\x28\xB5\x2F\xFD";
 /// The most memory that an archive may ask for to be unpacked, in KiB.
 const MEMORY: u32 = 512 * 1024;
 
@@ -25,12 +27,21 @@ pub(super) enum Links {
     Files,
 }
 
+/// The names of the user and the group that a file belongs to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Owned {
+    /// The user's.
+    pub user: String,
+    /// The group's.
+    pub group: String,
+}
+
 /// Archives that are unpacked over each other.
 #[derive(Debug, Default)]
 pub struct Sets {
     tree: Tree,
     /// The names of users and groups, by path.
-    owners: BTreeMap<Vec<u8>, (String, String)>,
+    owners: BTreeMap<Vec<u8>, Owned>,
 }
 
 impl Sets {
@@ -42,6 +53,22 @@ impl Sets {
     pub fn add(&mut self, archive: &Path, directory: &Path) -> Result<(), String> {
         let tree = unpack(archive, directory, &mut self.owners, Links::Symbolic)?;
         self.tree.overlay(tree).map_err(|error| error.to_string())
+    }
+
+    /// Adds files that were unpacked already, of which none is there yet but directories; `name` is whose they are.
+    ///
+    /// # Errors
+    /// Which file is there twice, in words.
+    pub fn add_files(&mut self, name: &str, tree: Tree, owners: BTreeMap<Vec<u8>, Owned>) -> Result<(), String> {
+        for (path, entry) in tree.iter() {
+            match self.tree.get(path) {
+                Some(there) if there.node == Node::Dir && entry.node == Node::Dir => continue,
+                Some(_) => return Err(format!("`{}' is in package {name} and in another; leave one of them out", show(path))),
+                None => self.tree.replace_unlinked(path, entry.clone()).map_err(|error| error.to_string())?,
+            }
+        }
+        self.owners.extend(owners);
+        Ok(())
     }
 
     /// The files of all, without what a system makes for itself. A name of an owner goes before its number, where `etc/master.passwd` and `etc/group`
@@ -58,7 +85,7 @@ impl Sets {
             _ => Ok(String::new()),
         };
         let known = Owners::parse(&text("etc/master.passwd")?, &text("etc/group")?);
-        for (path, (user, group)) in &self.owners {
+        for (path, Owned { user, group }) in &self.owners {
             if let Some(entry) = self.tree.get_mut(path) {
                 entry.uid = known.user(user).unwrap_or(entry.uid);
                 entry.gid = known.group(group).unwrap_or(entry.gid);
@@ -72,23 +99,49 @@ impl Sets {
     }
 }
 
-/// The tree in an archive; see [`Sets::add`]. `owners` are given the names of users and groups.
-pub(super) fn unpack(
-    archive: &Path,
-    directory: &Path,
-    owners: &mut BTreeMap<Vec<u8>, (String, String)>,
-    links: Links,
-) -> Result<Tree, String> {
-    let told = |error: io::Error| format!("`{}': {error}", archive.display());
-    let mut file = fs::File::open(archive).map_err(told)?;
-    let mut magic = [0; 6];
-    let compressed = file.read_exact(&mut magic).is_ok() && magic == XZ;
-    file.rewind().map_err(told)?;
-    let input: Box<dyn Read> = if compressed {
-        Box::new(lzma_rust2::XzReader::new_mem_limit(BufReader::new(file), true, MEMORY))
+/// Opens an archive: what it holds unpacked, whichever way it is compressed.
+///
+/// # Errors
+/// When it cannot be read, or begins as zstd and is something else.
+pub(super) fn open(archive: &Path) -> io::Result<Box<dyn Read>> {
+    let mut file = fs::File::open(archive)?;
+    let mut magic = Vec::new();
+    (&mut file).take(6).read_to_end(&mut magic)?;
+    file.rewind()?;
+    let file = BufReader::new(file);
+    Ok(if magic == XZ {
+        Box::new(lzma_rust2::XzReader::new_mem_limit(file, true, MEMORY))
+    } else if magic.starts_with(ZSTD) {
+        Box::new(Zstd(Some(ruzstd::decoding::StreamingDecoder::new(file).map_err(io::Error::other)?)))
     } else {
-        Box::new(BufReader::new(file))
-    };
+        Box::new(file)
+    })
+}
+
+/// All frames of a zstd file; `None` after the last. The window of a frame has at most 128 MiB.
+struct Zstd<R: Read>(Option<ruzstd::decoding::StreamingDecoder<R, ruzstd::decoding::FrameDecoder>>);
+
+impl<R: io::BufRead> Read for Zstd<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while let Some(frame) = &mut self.0 {
+            let count = frame.read(buffer)?;
+            if count > 0 || buffer.is_empty() {
+                return Ok(count);
+            }
+            if frame.get_mut().fill_buf()?.is_empty() {
+                self.0 = None;
+            } else if let Some(frame) = self.0.take() {
+                self.0 = Some(ruzstd::decoding::StreamingDecoder::new(frame.into_inner()).map_err(io::Error::other)?);
+            }
+        }
+        Ok(0)
+    }
+}
+
+/// The tree in an archive; see [`Sets::add`]. `owners` are given the names of users and groups.
+pub(super) fn unpack(archive: &Path, directory: &Path, owners: &mut BTreeMap<Vec<u8>, Owned>, links: Links) -> Result<Tree, String> {
+    let told = |error: io::Error| format!("`{}': {error}", archive.display());
+    let input = open(archive).map_err(told)?;
     fs::create_dir_all(directory).map_err(|error| format!("`{}': {error}", directory.display()))?;
     let mut tree = Tree::new();
     let mut archive_reader = tar::Archive::new(input);
@@ -107,7 +160,7 @@ pub(super) fn unpack(
         let link = item.link_name_bytes().map(|link| link.into_owned()).unwrap_or_default();
         let kind = item.header().entry_type();
         let named = |name: Option<&[u8]>| String::from_utf8_lossy(name.unwrap_or_default()).into_owned();
-        owners.insert(path.clone(), (named(item.header().username_bytes()), named(item.header().groupname_bytes())));
+        owners.insert(path.clone(), Owned { user: named(item.header().username_bytes()), group: named(item.header().groupname_bytes()) });
         let mut flags = 0;
         for extension in item.pax_extensions().map_err(told)?.into_iter().flatten() {
             let extension = extension.map_err(told)?;
@@ -142,7 +195,7 @@ pub(super) fn unpack(
 }
 
 /// The symbolic link that leads from the entry `from` to `to`.
-fn relative(from: &[u8], to: &[u8]) -> Vec<u8> {
+pub(super) fn relative(from: &[u8], to: &[u8]) -> Vec<u8> {
     let mut above: Vec<u8> = parent(from).unwrap_or_default().to_vec();
     let mut link = Vec::new();
     while !above.is_empty() && !to.strip_prefix(above.as_slice()).is_some_and(|rest| rest.starts_with(b"/")) {

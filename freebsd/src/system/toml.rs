@@ -8,7 +8,8 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::fields::{Check, Data, Field, Part, PartType, Shape, default_of};
-use super::model::{OperatingSystem, Problem, item};
+use super::model::{OperatingSystem, Problem, REPOSITORY, item};
+use super::pkg::{Circles, Locked, PkgRepository, RepositoryFields};
 use super::source::{FreebsdSource, SourceFields};
 
 /// The longest file that is read, in bytes.
@@ -129,44 +130,105 @@ impl SourceFile {
             let Some(value) = value else { continue };
             *(if name == "commit" { &mut wanted.commit } else { &mut wanted.sha256 }) = Some(value.to_owned());
             // Whether it is right shows when it is read again.
-            let texts = file.with_value(name, value)?;
+            let texts = with_value(&file.text, self.field, name, &format!("\"{value}\""), &["commit", "ref", "path", "url", "kind"])?;
             file =
                 texts.into_iter().find_map(|text| SourceFile::parse(&self.origin.path, &text).ok().filter(|file| file.source == wanted))?;
         }
         Some(file.text)
     }
+}
 
-    /// Texts of which one may have `value` for the field `name` of the source.
-    fn with_value(&self, name: &str, value: &str) -> Option<Vec<String>> {
-        let text = self.text.as_str();
-        let table = DeTable::parse(text).ok()?;
-        let mut part = table.get_ref();
-        for step in self.field.split('.') {
-            part = part.iter().find(|(key, _)| key.get_ref() == step)?.1.get_ref().as_table()?;
+/// A file that declares repositories of packages: a system file with `[base.repository]` or `[repository]`, or one with `[repository]` alone.
+#[derive(Clone, Debug)]
+pub struct RepositoryFile {
+    /// Where it comes from.
+    pub origin: Origin,
+    /// What it declares, each with where it stands: `repository` or `base.repository`.
+    pub repositories: Vec<(&'static str, PkgRepository, Circles)>,
+    text: String,
+}
+
+impl RepositoryFile {
+    /// Reads `text`, the contents of the file `path`.
+    ///
+    /// # Errors
+    /// Everything that is wrong, in the order of the lines.
+    pub fn parse(path: &Path, text: &str) -> Result<RepositoryFile, Vec<Located>> {
+        let table = table(path, text)?;
+        let found = |repositories, origin| RepositoryFile { origin, repositories, text: text.to_owned() };
+        let of_systems = OperatingSystem::PART.fields.iter().filter(|field| field.name != REPOSITORY);
+        if !of_systems.into_iter().any(|field| table.get_ref().contains_key(field.name)) {
+            let check = |fields: &RepositoryFields| fields.repository.problems(REPOSITORY);
+            let (RepositoryFields { repository }, origin) = read(path, text, &table, check)?;
+            return Ok(found(vec![(REPOSITORY, repository, Circles::Refused)], origin));
         }
-        let spans = |name: &str| part.iter().find(|(key, _)| key.get_ref() == name).map(|(key, value)| (key.span(), value.span()));
-        let put = |at: Range<usize>, new: &str| Some([text.get(..at.start)?, new, text.get(at.end..)?].concat());
-        if let Some((_, at)) = spans(name) {
-            return Some(vec![put(at, &format!("\"{value}\""))?]);
+        let (system, origin) = read::<OperatingSystem>(path, text, &table, OperatingSystem::problems)?;
+        let repositories: Vec<_> = system.repositories().map(|(field, repository, circles)| (field, repository.clone(), circles)).collect();
+        if repositories.is_empty() {
+            let remedy = "write a table [repository] or [base.repository]";
+            return Err(vec![origin.locate(Problem::new(REPOSITORY, "is missing", remedy))]);
         }
-        // After another field: the last that belongs before it, on a line of its own that begins as that one does, or in the same table of one line.
-        let (key, at) = ["commit", "ref", "path", "url", "kind"].iter().find_map(|name| spans(name))?;
-        let start = text.get(..key.start)?.rfind('\n').map_or(0, |at| at + 1);
-        let end = at.end + text.get(at.end..)?.find('\n').map_or(text.len() - at.end, |at| at + 1);
-        let line = text.get(start..end)?;
-        let before = text.get(start..key.start)?;
-        let (gap, ending) = if line.ends_with("\r\n") {
-            ("", "\r\n")
-        } else if line.ends_with('\n') {
-            ("", "\n")
-        } else {
-            ("\n", "")
-        };
-        Some(vec![
-            put(end..end, &format!("{gap}{before}{name} = \"{value}\"{ending}"))?,
-            put(at.end..at.end, &format!(", {name} = \"{value}\""))?,
-        ])
+        Ok(found(repositories, origin))
     }
+
+    /// The text of the file as it is.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// The file with another pin of the repository at `field`, and everything else as it is. `None` for what cannot be written so.
+    #[must_use]
+    pub fn with_pin(&self, field: &str, sha256: &str, locked: &[Locked]) -> Option<RepositoryFile> {
+        let mut wanted = self.repositories.clone();
+        let lines: Vec<String> = locked.iter().map(ToString::to_string).collect();
+        let list: String = lines.iter().map(|line| format!("  \"{line}\",\n")).collect();
+        let (_, repository, _) = wanted.iter_mut().find(|(known, ..)| *known == field)?;
+        let mut file = self.clone();
+        for (name, value) in [("sha256", format!("\"{sha256}\"")), ("locked", format!("[\n{list}]"))] {
+            if name == "sha256" {
+                repository.sha256 = Some(sha256.to_owned());
+            } else {
+                repository.locked.clone_from(&lines);
+            }
+            let expected = repository.clone();
+            // Whether it is right shows when it is read again.
+            let texts = with_value(&file.text, field, name, &value, &["sha256", "packages", "pubkey", "fingerprints", "url"])?;
+            file = texts.into_iter().find_map(|text| {
+                let file = RepositoryFile::parse(&self.origin.path, &text).ok()?;
+                file.repositories.iter().any(|(known, found, _)| *known == field && *found == expected).then_some(file)
+            })?;
+        }
+        (file.repositories == wanted).then_some(file)
+    }
+}
+
+/// Texts of which one may have `value` for the field `name` of the part at `field`: in its place, or after the first of the fields `after` that is there.
+fn with_value(text: &str, field: &str, name: &str, value: &str, after: &[&str]) -> Option<Vec<String>> {
+    let table = DeTable::parse(text).ok()?;
+    let mut part = table.get_ref();
+    for step in field.split('.') {
+        part = part.iter().find(|(key, _)| key.get_ref() == step)?.1.get_ref().as_table()?;
+    }
+    let spans = |name: &str| part.iter().find(|(key, _)| key.get_ref() == name).map(|(key, value)| (key.span(), value.span()));
+    let put = |at: Range<usize>, new: &str| Some([text.get(..at.start)?, new, text.get(at.end..)?].concat());
+    if let Some((_, at)) = spans(name) {
+        return Some(vec![put(at, value)?]);
+    }
+    // After another field: the last that belongs before it, on a line of its own that begins as that one does, or in the same table of one line.
+    let (key, at) = after.iter().find_map(|name| spans(name))?;
+    let start = text.get(..key.start)?.rfind('\n').map_or(0, |at| at + 1);
+    let end = at.end + text.get(at.end..)?.find('\n').map_or(text.len() - at.end, |at| at + 1);
+    let line = text.get(start..end)?;
+    let before = text.get(start..key.start)?;
+    let (gap, ending) = if line.ends_with("\r\n") {
+        ("", "\r\n")
+    } else if line.ends_with('\n') {
+        ("", "\n")
+    } else {
+        ("\n", "")
+    };
+    Some(vec![put(end..end, &format!("{gap}{before}{name} = {value}{ending}"))?, put(at.end..at.end, &format!(", {name} = {value}"))?])
 }
 
 /// The table that a text of TOML is.

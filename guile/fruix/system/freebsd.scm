@@ -105,7 +105,7 @@
        ...))))
 
 (define-parts
-  operating-system freebsd-base freebsd-set freebsd-source user group file-system file
+  operating-system freebsd-base freebsd-set freebsd-source pkg-repository user group file-system file
   services sshd-service dhcp-service ntpd-service syslogd-service cron-service
   jail shepherd-service fruixd-service image)
 
@@ -250,7 +250,9 @@
             (paths (map car sets)))
        (build (filter-map (match-lambda ((path . #f) path) (_ #f)) sets)
               (filter-map cdr sets)
-              `(("sets" . ,(string-join paths " "))))))))
+              `(("sets" . ,(string-join paths " "))))))
+    ;; Their repositories are pinned in a file, which `fruix pkg update' writes.
+    ("pkgbase" (complain 'freebsd-base 'kind "pkgbase is for system files in TOML"))))
 
 ;; The system with store paths for local files, and those paths.
 (define (essential store system)
@@ -278,6 +280,8 @@
 
 (define (system-derivations store system platform)
   "Return the derivations of SYSTEM: of its base, closure, root file system and image."
+  (when (field-value system 'repository)
+    (complain 'operating-system 'repository "is for system files in TOML"))
   (define base (base-derivation store system platform))
   (define wanted
     (cons* (field-value system 'kernel) (field-value system 'bootloader) (field-value system 'base-packages)))

@@ -103,7 +103,7 @@ pub(super) async fn run(mut site: Site, arguments: SourceArguments) -> Result<()
         site.store_dir = StoreDir::checked(store)?;
     }
     let file = SourceFile::parse(&given.file, &read_text(&given.file)?).map_err(|problems| refuse(&problems))?;
-    let cache = Cache::of(&site);
+    let cache = Cache::of(&site, "freebsd-source");
     match &arguments.action {
         Action::Show(given) => show(&site, &file, &cache, given),
         Action::Verify(given) => verify(&site, &file, &cache, given).await,
@@ -186,12 +186,12 @@ impl Local {
 }
 
 /// Files whose names are the SHA-256 of their bytes, in base 16.
-struct Cache {
-    directory: PathBuf,
+pub(super) struct Cache {
+    pub(super) directory: PathBuf,
 }
 
 /// What a cache has under a name.
-enum Found {
+pub(super) enum Found {
     Nothing,
     /// The right bytes.
     Good(PathBuf),
@@ -200,24 +200,24 @@ enum Found {
 }
 
 impl Cache {
-    fn of(site: &Site) -> Cache {
-        let below = "fruix/freebsd-source";
+    pub(super) fn of(site: &Site, what: &str) -> Cache {
+        let below = Path::new("fruix").join(what);
         let named = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
         let directory = if nix::unistd::geteuid().is_root() {
-            site.state_dir.join("cache").join(below)
+            site.state_dir.join("cache").join(&below)
         } else {
             let home = || named("HOME").map_or_else(std::env::temp_dir, |home| home.join(".cache"));
-            named("XDG_CACHE_HOME").unwrap_or_else(home).join(below)
+            named("XDG_CACHE_HOME").unwrap_or_else(home).join(&below)
         };
         Cache { directory }
     }
 
-    fn path(&self, sum: &str) -> PathBuf {
+    pub(super) fn path(&self, sum: &str) -> PathBuf {
         self.directory.join(sum)
     }
 
     /// Hashes what is there.
-    fn find(&self, sum: &str) -> Result<Found, Failure> {
+    pub(super) fn find(&self, sum: &str) -> Result<Found, Failure> {
         let path = self.path(sum);
         match fs::symlink_metadata(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
@@ -239,7 +239,7 @@ impl Cache {
     }
 
     /// Puts there what `write` writes, if that has this SHA-256. A cache that cannot be written to is only told: nothing depends on it.
-    fn keep(&self, sum: &str, write: impl FnOnce(&mut BufWriter<fs::File>) -> Result<(), Failure>) {
+    pub(super) fn keep(&self, sum: &str, write: impl FnOnce(&mut BufWriter<fs::File>) -> Result<(), Failure>) {
         let kept = || -> Result<(), Failure> {
             let work = Work::new(self)?;
             let new = work.0.join(sum);
@@ -259,7 +259,7 @@ impl Cache {
 }
 
 /// A directory for what is being fetched, gone when it is no longer needed.
-struct Work(PathBuf);
+pub(super) struct Work(pub(super) PathBuf);
 
 impl Work {
     fn new(cache: &Cache) -> Result<Work, Failure> {
@@ -284,13 +284,13 @@ impl Drop for Work {
 }
 
 /// The builders' functions, in this process.
-struct Fetcher {
-    work: Work,
+pub(super) struct Fetcher {
+    pub(super) work: Work,
     input: BuiltinInput,
 }
 
 impl Fetcher {
-    fn new(cache: &Cache) -> Result<Fetcher, Failure> {
+    pub(super) fn new(cache: &Cache, who: &str) -> Result<Fetcher, Failure> {
         let work = Work::new(cache)?;
         let authorities = match ca::collect(|name| std::env::var_os(name))? {
             Some(pem) => {
@@ -302,7 +302,7 @@ impl Fetcher {
         };
         let proxies = ["http_proxy", "https_proxy"].into_iter().filter_map(|name| Some((name.to_owned(), std::env::var(name).ok()?)));
         let input = BuiltinInput {
-            drv_path: "fruix source".into(),
+            drv_path: who.into(),
             env: proxies.collect(),
             ca_bundle: authorities,
             git: git_download::find_git(std::env::var_os("PATH").as_deref()),
@@ -314,11 +314,11 @@ impl Fetcher {
     }
 
     /// Runs a builder; what it makes.
-    fn perform(&self, builder: &str, env: &[(&str, String)], recursive: bool) -> Result<PathBuf, Failure> {
+    pub(super) fn perform(&self, builder: &str, env: &[(&str, String)], recursive: bool) -> Result<PathBuf, Failure> {
         let out = self.work.0.join("out");
         let output = BuiltinOutput {
             name: "out".into(),
-            path: "the source".into(),
+            path: format!("what {} needs", self.input.drv_path),
             write_to: Some(out.clone()),
             hash_algo: if recursive { "r:sha256" } else { "sha256" }.into(),
             // What it is, is to be found out.
@@ -439,7 +439,7 @@ async fn provide(
     let (Some(url), Some(pin)) = (&source.url, &source.sha256) else { return Err("the source is not pinned".into()) };
     if cached.is_none() && url.starts_with("file:") {
         // The daemon does not read what is the user's.
-        let fetcher = Fetcher::new(cache)?;
+        let fetcher = Fetcher::new(cache, "fruix source")?;
         let found = match &source.commit {
             Some(commit) => fetcher.tree(cache, url, commit)?,
             None => fetcher.archive(cache, url)?,
@@ -466,7 +466,7 @@ async fn provide(
 /// Fetches what the file declares, keeps it in the cache, and says what its pin is.
 fn fetch(file: &SourceFile, cache: &Cache, url: &str) -> Result<(Option<String>, Hash), Failure> {
     let source = &file.source;
-    let fetcher = Fetcher::new(cache)?;
+    let fetcher = Fetcher::new(cache, "fruix source")?;
     if source.kind == SRC_TXZ {
         return Ok((None, fetcher.archive(cache, url)?));
     }
@@ -604,7 +604,7 @@ fn update(file: &SourceFile, cache: &Cache, given: &FileArguments, dry_run: bool
 }
 
 /// Puts `text` into a file: all of it, or nothing.
-fn rewrite(file: &Path, text: &str) -> Result<(), Failure> {
+pub(super) fn rewrite(file: &Path, text: &str) -> Result<(), Failure> {
     // A link stays one.
     let file = file.canonicalize()?;
     let told = |error: io::Error| format!("writing `{}': {error}", file.display());

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use bstr::BStr;
 use fruix_drv::{Hash, HashAlgo, StoreDir, StorePath, path};
 use fruix_freebsd::system::derivations::{PLATFORM, Plan, Planned, Sources, Text, names, plan};
-use fruix_freebsd::system::model::{OperatingSystem, Problem};
+use fruix_freebsd::system::model::{OperatingSystem, Problem, REPOSITORY};
+use fruix_freebsd::system::pkg::Locked;
 use fruix_freebsd::system::source::FreebsdSource;
 use fruix_freebsd::system::toml::{Located, SystemFile};
 use fruix_freebsd::system::{base, disk, needs, packages};
@@ -19,6 +20,8 @@ use fruixd::builtins::freebsd_system::ROOT_MANIFEST;
 use tokio::io::BufStream;
 use tokio::net::UnixStream;
 
+use super::pkg::add_files;
+use super::source::Cache;
 use super::{Failure, Site, print_all, tempfile};
 
 mod boot;
@@ -298,7 +301,7 @@ fn refuse_lacking(file: &SystemFile, base: &Tree) -> Result<(), Failure> {
 /// The files of a system's packages, when they are in the store.
 fn unpacked(plan: &Plan, dir: &StoreDir) -> Option<Tree> {
     let mut base = Tree::new();
-    for path in plan.packages.values() {
+    for path in plan.packages.values().chain(plan.profile.as_ref().and_then(|profile| profile.outputs.get("out"))) {
         base.merge(base::read_package(Path::new(&dir.display(path))).ok()?.0).ok()?;
     }
     Some(base)
@@ -394,6 +397,9 @@ async fn make(mut site: Site, action: Action, arguments: MakeArguments) -> Resul
     {
         return boot::boot(image, &file.system.image.format, &file.system.ready_marker, boot);
     }
+    for (field, repository, circles) in file.system.repositories() {
+        repository.locked(field, circles).map_err(|problem| refuse(&[file.origin.locate(problem)]))?;
+    }
     let locals = locals(&file);
     let problems = local_problems(&file, &locals);
     if !problems.is_empty() {
@@ -457,6 +463,15 @@ async fn make(mut site: Site, action: Action, arguments: MakeArguments) -> Resul
     for (local, path) in locals.iter().zip(&paths) {
         add_local(&mut client, local, path).await?;
     }
+    let wrong = |locked: &Locked, problem: String, remedy: &str| {
+        let field = file.system.repositories().find_map(|(field, repository, _)| {
+            let line = locked.to_string();
+            Some(format!("{field}.locked[{}]", repository.locked.iter().position(|other| *other == line)? + 1))
+        });
+        let problem = format!("package {}-{}: {problem}", locked.name, locked.version);
+        refuse(&[file.origin.locate(Problem { field: field.unwrap_or_else(|| REPOSITORY.into()), problem, remedy: remedy.to_owned() })])
+    };
+    add_files(&mut client, &Cache::of(&site, "freebsd-repository"), &plan.files, wrong).await?;
     add_texts(&mut client, &plan.texts).await?;
     let mode = if arguments.check { BuildMode::Check } else { BuildMode::Normal };
     if let Err(error) = client.build_paths(ops::BuildPaths { paths: vec![dir.display(&goal.path).into()], mode }).await {
@@ -525,6 +540,7 @@ fn describe(file: &SystemFile, plan: &Plan, dir: &StoreDir, action: &Action) -> 
     report.say("bootloader_store", store(&system.bootloader));
     report.say("runtime_store", store("runtime"));
     report.say("base_package_stores", system.base_packages.iter().map(|name| store(name)).collect::<Vec<_>>().join(","));
+    report.say("pkg_profile_store", plan.profile.as_ref().map(out).unwrap_or_default());
     report.say("native_base_store_count", stores.len().to_string());
     report.say("host_base_store_count", "0");
     report.say("freebsd_base_name", &system.base.name);

@@ -9,6 +9,7 @@
      (kernel text (is "kernel") (one-of "kernel" "bootloader" "headers" "toolchain" "openssl" "zlib" "sh" "bash" "libc" "rc-scripts" "userland" "runtime"))
      (bootloader text (is "bootloader") (one-of "kernel" "bootloader" "headers" "toolchain" "openssl" "zlib" "sh" "bash" "libc" "rc-scripts" "userland" "runtime"))
      (base-packages texts (is ("runtime" "userland" "libc" "rc-scripts" "sh" "openssl" "zlib")) (one-of "kernel" "bootloader" "headers" "toolchain" "openssl" "zlib" "sh" "bash" "libc" "rc-scripts" "userland" "runtime"))
+     (repository (part pkg-repository) (is #f) #f)
      (init-mode text (is "freebsd-init") (one-of "freebsd-init" "freebsd-init+rc.d-shepherd" "shepherd-pid1"))
      (ready-marker text (is "/var/lib/fruix/ready") #f)
      (time-zone text (is "UTC") #f)
@@ -26,15 +27,24 @@
     (freebsd-base
      (name text (is "freebsd") #f)
      (version text required #f)
-     (kind text required (one-of "local-tree" "freebsd-sets"))
+     (kind text required (one-of "local-tree" "freebsd-sets" "pkgbase"))
      (path text (is #f) #f)
      (manifest text (is "METALOG") #f)
      (sets (parts freebsd-set) (is ()) #f)
+     (repository (part pkg-repository) (is #f) #f)
      (source (part freebsd-source) (is #f) #f))
     (freebsd-set
      (url text (is #f) #f)
      (path text (is #f) #f)
      (sha256 text required #f))
+    (pkg-repository
+     (name text (is "FreeBSD") #f)
+     (url text required #f)
+     (fingerprints texts (is ()) #f)
+     (pubkey text (is #f) #f)
+     (packages texts required #f)
+     (sha256 text (is #f) #f)
+     (locked texts (is ()) #f))
     (freebsd-source
      (name text (is "freebsd") #f)
      (kind text required (one-of "local-tree" "git" "src-txz"))
@@ -276,6 +286,8 @@
     ("builtin:freebsd-system" . "4")
     ("builtin:freebsd-rootfs" . "3")
     ("builtin:freebsd-image" . "2")
-    ("builtin:freebsd-source" . "1")))
+    ("builtin:freebsd-source" . "1")
+    ("builtin:freebsd-pkg" . "1")
+    ("builtin:freebsd-profile" . "1")))
 
 (define %builder-version "builder-version")
