@@ -123,6 +123,7 @@ pub fn run(settings: Settings, spawner: SpawnerHandle, sockets: Vec<Socket>) -> 
     };
     let gid = users.as_ref().map(|users| users.gid()).transpose()?;
     let store = open_store(&settings, gid)?;
+    store.warm_up()?;
     crate::build_dir::sweep(&settings.tmp_dir);
     runtime.block_on(serve(settings, store, users, spawner, sockets))
 }

@@ -8,7 +8,7 @@ use fruix_drv::{Hash, HashAlgo, StorePath};
 use crate::{
     limits,
     sample::Samples,
-    wire::{Codec, Error, Sink, Source, Version, is_in_store},
+    wire::{Codec, Context, Error, Sink, Source, Version, is_in_store},
 };
 
 /// A word that is true when it is not 0, written as 0 or 1.
@@ -173,6 +173,18 @@ impl Codec for Path {
 /// Bytes that suffice for nearly all store paths, with their padding.
 const SHORT_PATH: usize = 256;
 
+/// As what messages name a [`StoreItem`].
+const STORE_ITEM: &str = "a store item";
+
+/// One of the [`Candidates`].
+fn candidate(path: &[u8], context: &Context) -> Result<Option<StorePath>, Error> {
+    match context.store_dir.parse(path) {
+        Ok(path) => Ok(Some(path)),
+        Err(_) if is_in_store(path, &context.store_dir) => Ok(None),
+        Err(_) => Err(Error::NotInStore { path: path.into() }),
+    }
+}
+
 /// What an impossible path is read as while the rest of a request that will be refused is read.
 const PLACEHOLDER: &str = "00000000000000000000000000000000-refused";
 
@@ -227,9 +239,13 @@ impl Codec for Candidates {
     }
     async fn decode(source: &mut Source<'_>) -> Result<Vec<StorePath>, Error> {
         let mut paths = Vec::new();
+        let mut short = [0; SHORT_PATH];
         for _ in 0..source.count("store paths").await? {
-            let path = StoreItem::decode(source).await?;
-            paths.extend(source.context().store_dir.parse(&path).ok());
+            let path = match source.short_bytes(&mut short, STORE_ITEM).await? {
+                Ok(path) => candidate(path, source.context())?,
+                Err(length) => candidate(&source.bytes_of(length, limits::PATH, STORE_ITEM).await?, source.context())?,
+            };
+            paths.extend(path);
         }
         Ok(paths)
     }
@@ -393,7 +409,7 @@ impl Codec for StoreItem {
         sink.bytes(value);
     }
     async fn decode(source: &mut Source<'_>) -> Result<BString, Error> {
-        let path = source.bytes(limits::PATH, "a store item").await?;
+        let path = source.bytes(limits::PATH, STORE_ITEM).await?;
         if is_in_store(&path, &source.context().store_dir) { Ok(path) } else { Err(Error::NotInStore { path }) }
     }
     fn sample(samples: &mut Samples) -> BString {

@@ -70,8 +70,15 @@ const EXTRA_COLUMNS: [(&str, &str); 3] = [("ultimate", "integer"), ("sigs", "tex
 /// Connections that the pool keeps for later; more are made when more threads ask at once.
 const IDLE_READERS: usize = 16;
 
-/// KiB of pages that each connection keeps. Only those that are in use fill theirs, the idle one that was used last first.
+/// KiB of pages that the connection that writes keeps.
 const CACHE: i64 = 16 * 1024;
+
+/// KiB of pages that a connection of the pool keeps: the inner ones, which every query reads. Who asks for much is answered by a picture. Only those
+/// connections that are in use fill theirs, the idle one that was used last first.
+const READER_CACHE: i64 = 4 * 1024;
+
+/// KiB of pages where each is read once.
+const PASSING_CACHE: i64 = 256;
 
 /// How long SQLite itself waits for another process that is writing. Whoever can wait longer asks again.
 const BUSY: Duration = Duration::from_millis(20);
@@ -295,10 +302,25 @@ impl Db {
         })
     }
 
+    /// Like [`Db::snapshot`], for somebody who reads all there is, once, in order: on a connection of his own that keeps no pages.
+    pub(crate) fn pass<T>(&self, action: &'static str, query: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {
+        let connection = self.reader()?;
+        let pass = || {
+            connection.pragma_update(None, "cache_size", -PASSING_CACHE)?;
+            let transaction = connection.unchecked_transaction()?;
+            query(&transaction)
+        };
+        pass().map_err(|error| match error {
+            Error::Database { source, .. } => Error::Database { action, source },
+            other => other,
+        })
+    }
+
     fn reader(&self) -> Result<Connection> {
         let open = || {
             let connection = connect(&self.path, false)?;
             connection.pragma_update(None, "query_only", true)?;
+            connection.pragma_update(None, "cache_size", -READER_CACHE)?;
             Ok(connection)
         };
         open().map_err(|source| Error::OpenDatabase { path: self.path.clone(), source })

@@ -34,7 +34,7 @@
 //! the collector has `gc.lock` for writing and a read lock on each file of temporary roots. It has them before it looks for permanent roots,
 //! so that a root that moves from one place to the other is seen. A collector of another process is likewise kept out.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -56,6 +56,7 @@ use rusqlite::{Connection, ErrorCode, OptionalExtension, Transaction};
 
 use crate::failpoints::{Moment, point, step};
 use crate::fsutil::{self, kind, lstat_at, open_dir_at, permissions, remove_tree};
+use crate::graph::{Edges, Names, Nodes};
 use crate::locks::{self, FileLock, Kind, Life, READ, WRITE, Wait, set_record_lock, wait_record_lock};
 use crate::roots::RuntimeRoots;
 use crate::staging::{StagedDir, is_staging};
@@ -137,138 +138,15 @@ pub fn show_bytes(bytes: i64) -> String {
     format!("{bytes:4}  bytes")
 }
 
-/// An edge list by source.
-#[derive(Debug, Default)]
-struct Edges {
-    /// Where the targets of each node begin; one more than there are nodes.
-    starts: Vec<usize>,
-    targets: Vec<u32>,
-}
-
-impl Edges {
-    fn new(nodes: usize, pairs: &[(u32, u32)]) -> Edges {
-        let mut starts = vec![0_usize; nodes + 1];
-        for (from, _) in pairs {
-            if let Some(count) = starts.get_mut(*from as usize + 1) {
-                *count += 1;
-            }
-        }
-        let mut sum = 0;
-        for start in &mut starts {
-            sum += *start;
-            *start = sum;
-        }
-        let mut next = starts.clone();
-        let mut targets = vec![0; pairs.len()];
-        for (from, to) in pairs {
-            if let Some(place) = next.get_mut(*from as usize) {
-                if let Some(target) = targets.get_mut(*place) {
-                    *target = *to;
-                }
-                *place += 1;
-            }
-        }
-        Edges { starts, targets }
-    }
-
-    fn of(&self, node: u32) -> &[u32] {
-        let range = self.starts.get(node as usize).zip(self.starts.get(node as usize + 1));
-        range.and_then(|(start, end)| self.targets.get(*start..*end)).unwrap_or_default()
-    }
-}
-
 /// The valid paths, by number in order of name, and what keeps what alive.
 #[derive(Debug, Default)]
 pub(crate) struct Graph {
-    /// All names, and where each ends.
-    text: Vec<u8>,
-    ends: Vec<usize>,
+    names: Names,
     ids: Vec<i64>,
     sizes: Vec<u64>,
-    /// A node by the beginning of its name; of several with the same beginning, one.
-    by_beginning: HashMap<u64, u32, RowHasher>,
     references: Edges,
     /// Derivations and outputs, as far as they keep each other alive.
     kept: Edges,
-}
-
-/// For numbers that nobody can choose many of to his liking: those of rows, and hash parts.
-#[derive(Clone, Copy, Debug, Default)]
-struct RowHasher(u64);
-
-impl Hasher for RowHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.write_i64(i64::from(*byte));
-        }
-    }
-
-    fn write_u64(&mut self, number: u64) {
-        self.0 = (self.0 ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(26);
-    }
-
-    fn write_i64(&mut self, row: i64) {
-        self.write_u64(row as u64);
-    }
-}
-
-impl BuildHasher for RowHasher {
-    type Hasher = RowHasher;
-
-    fn build_hasher(&self) -> RowHasher {
-        RowHasher(0)
-    }
-}
-
-/// The first bytes of a name, a quarter of the hash part of a store path.
-fn beginning(name: &[u8]) -> u64 {
-    let mut bytes = [0; 8];
-    bytes.iter_mut().zip(name).for_each(|(to, from)| *to = *from);
-    u64::from_ne_bytes(bytes)
-}
-
-/// The nodes by the numbers of their rows.
-enum Nodes {
-    /// By the number itself; [`Nodes::NONE`] where there is none.
-    Dense(Vec<u32>),
-    /// After many rows have gone.
-    Sparse(HashMap<i64, u32, RowHasher>),
-}
-
-impl Nodes {
-    const NONE: u32 = u32::MAX;
-
-    fn new(found: &Found) -> Nodes {
-        let count = found.rows.len();
-        let end = found.rows.iter().map(|row| usize::try_from(row.id).unwrap_or(usize::MAX)).max().map_or(0, |last| last.saturating_add(1));
-        if end <= count.saturating_mul(8) {
-            Nodes::Dense(vec![Nodes::NONE; end])
-        } else {
-            Nodes::Sparse(HashMap::with_capacity_and_hasher(count, RowHasher::default()))
-        }
-    }
-
-    fn set(&mut self, row: i64, node: u32) {
-        match self {
-            Nodes::Dense(nodes) => {
-                if let Some(place) = usize::try_from(row).ok().and_then(|row| nodes.get_mut(row)) {
-                    *place = node;
-                }
-            }
-            Nodes::Sparse(nodes) => drop(nodes.insert(row, node)),
-        }
-    }
-
-    fn get(&self, row: i64) -> Option<u32> {
-        match self {
-            Nodes::Dense(nodes) => usize::try_from(row).ok().and_then(|row| nodes.get(row)).copied().filter(|node| *node != Nodes::NONE),
-            Nodes::Sparse(nodes) => nodes.get(&row).copied(),
-        }
-    }
 }
 
 /// The rows of valid paths, as they are stored.
@@ -280,17 +158,17 @@ struct Found {
 
 struct FoundRow {
     id: i64,
-    size: u64,
     /// Where in the text its name is, and that of its deriver.
     name: Range<usize>,
     deriver: Option<Range<usize>>,
+    size: u64,
 }
 
 impl Found {
-    fn push(&mut self, id: i64, size: u64, name: &[u8], deriver: Option<&[u8]>) {
+    fn push(&mut self, id: i64, name: &[u8], deriver: Option<&[u8]>, size: u64) {
         let name = self.note(name);
         let deriver = deriver.map(|deriver| self.note(deriver));
-        self.rows.push(FoundRow { id, size, name, deriver });
+        self.rows.push(FoundRow { id, name, deriver, size });
     }
 
     fn note(&mut self, name: &[u8]) -> Range<usize> {
@@ -327,22 +205,18 @@ impl Graph {
             }
             let size = row.get::<_, Option<i64>>(2)?.and_then(|size| u64::try_from(size).ok()).unwrap_or(0);
             let deriver = if keep_derivations { row.get_ref(3)?.as_bytes_or_null().ok().flatten() } else { None };
-            found.push(row.get(0)?, size, name, deriver.and_then(|path| path.strip_prefix(prefix)));
+            found.push(row.get(0)?, name, deriver.and_then(|path| path.strip_prefix(prefix)), size);
         }
         drop(rows);
         drop(paths);
-        let mut by_id = Nodes::new(&found);
         let mut derivers = Vec::new();
-        for (node, row) in (0..u32::MAX).zip(found.sorted()) {
-            by_id.set(row.id, node);
+        for row in found.sorted() {
             graph.ids.push(row.id);
-            let name = found.text(&row.name);
-            graph.by_beginning.insert(beginning(name), node);
-            graph.text.extend_from_slice(name);
-            graph.ends.push(graph.text.len());
+            graph.names.push(found.text(&row.name));
             graph.sizes.push(row.size);
             derivers.push(row.deriver);
         }
+        let by_id = Nodes::new(&graph.ids);
         let nodes = graph.ids.len();
         let mut pairs = Vec::new();
         let mut references = transaction.prepare("select referrer, reference from Refs")?;
@@ -386,26 +260,11 @@ impl Graph {
     }
 
     fn name(&self, node: u32) -> &[u8] {
-        let node = node as usize;
-        let start = node.checked_sub(1).and_then(|before| self.ends.get(before)).copied().unwrap_or(0);
-        self.ends.get(node).and_then(|end| self.text.get(start..*end)).unwrap_or_default()
+        self.names.get(node)
     }
 
     fn find(&self, name: &[u8]) -> Option<u32> {
-        let node = *self.by_beginning.get(&beginning(name))?;
-        if self.name(node) == name {
-            return Some(node);
-        }
-        let (mut low, mut high) = (0, self.len());
-        while low < high {
-            let middle = low + (high - low) / 2;
-            match self.name(middle as u32).cmp(name) {
-                std::cmp::Ordering::Less => low = middle + 1,
-                std::cmp::Ordering::Greater => high = middle,
-                std::cmp::Ordering::Equal => return Some(middle as u32),
-            }
-        }
-        None
+        self.names.find(name)
     }
 
     /// The garbage among `starts`, with all that refers to it, in an order in which it can be deleted: referrers first.

@@ -50,7 +50,7 @@ impl Store {
             let path = self.print(path);
             self.db().read("querying path in database", |db| Ok(row_id(db, &path)?.is_some()))
         };
-        self.db().memory.recall(|answers| &mut answers.valid, path, find)
+        self.recall(|answers| &mut answers.valid, path, find)
     }
 
     /// Whether all of `paths` are registered.
@@ -71,6 +71,9 @@ impl Store {
     /// # Errors
     /// [`Error::Database`].
     pub fn filter_valid(&self, paths: &BTreeSet<StorePath>) -> Result<BTreeSet<StorePath>> {
+        if let Some(valid) = self.db().memory.valid_among(paths.iter()) {
+            return Ok(valid);
+        }
         self.db().snapshot("querying paths in database", |db| {
             let mut valid = BTreeSet::new();
             for path in paths {
@@ -95,6 +98,9 @@ impl Store {
     /// # Errors
     /// [`Error::Database`].
     pub fn sorted_valid(&self) -> Result<Vec<StorePath>> {
+        if let Some(all) = self.db().memory.all_valid() {
+            return Ok(all);
+        }
         self.db().read("querying all valid paths", |db| {
             // From the index alone.
             let mut statement = db.prepare_cached("select path from ValidPaths order by path")?;
@@ -146,7 +152,7 @@ impl Store {
     /// [`Error::Database`], [`Error::CorruptRow`].
     pub fn query_path_info(&self, path: &StorePath) -> Result<Option<PathInfo>> {
         let find = || Ok(self.find_path_info(path)?.map(Arc::new));
-        Ok(self.db().memory.recall(|answers| &mut answers.infos, path, find)?.map(Arc::unwrap_or_clone))
+        Ok(self.recall(|answers| &mut answers.infos, path, find)?.map(Arc::unwrap_or_clone))
     }
 
     fn find_path_info(&self, path: &StorePath) -> Result<Option<PathInfo>> {
@@ -218,7 +224,7 @@ impl Store {
         let sql = "select v.path from Refs r join ValidPaths v on r.referrer = v.id \
                    where r.reference = (select id from ValidPaths where path = ?1)";
         let find = || Ok(Arc::new(self.paths("querying referrers", sql, &self.print(path))?));
-        self.db().memory.recall(|answers| &mut answers.referrers, path, find).map(Arc::unwrap_or_clone)
+        self.recall(|answers| &mut answers.referrers, path, find).map(Arc::unwrap_or_clone)
     }
 
     /// The derivation by which the valid path `path` was built, if known.
@@ -244,7 +250,7 @@ impl Store {
     /// [`Error::NotValid`], [`Error::Database`].
     pub fn derivation_outputs(&self, drv: &StorePath) -> Result<BTreeMap<String, StorePath>> {
         let find = || Ok(Arc::new(self.find_derivation_outputs(drv)?));
-        self.db().memory.recall(|answers| &mut answers.outputs, drv, find).map(Arc::unwrap_or_clone)
+        self.recall(|answers| &mut answers.outputs, drv, find).map(Arc::unwrap_or_clone)
     }
 
     fn find_derivation_outputs(&self, drv: &StorePath) -> Result<Outputs> {
@@ -279,6 +285,26 @@ impl Store {
                 _ => Ok(None),
             }
         })
+    }
+
+    /// Asks one question of each kind, about a path that nobody has: what is prepared at the first of a kind, such as its statement, is ready for the
+    /// first client.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub fn warm_up(&self) -> Result<()> {
+        let Ok(nothing) = StorePath::from_base_name(format!("{}-nothing", "0".repeat(fruix_drv::store_path::HASH_PART_LEN))) else {
+            return Ok(());
+        };
+        self.is_valid(&nothing)?;
+        self.query_path_info(&nothing)?;
+        self.referrers(&nothing)?;
+        self.valid_derivers(&nothing)?;
+        self.path_from_hash_part(nothing.hash_part())?;
+        match self.derivation_outputs(&nothing) {
+            Ok(_) | Err(Error::NotValid { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     fn paths(&self, action: &'static str, sql: &'static str, argument: &str) -> Result<BTreeSet<StorePath>> {

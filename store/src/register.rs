@@ -196,6 +196,7 @@ impl Store {
         let note = unsynced && !writer.unsynced;
         let memory = &self.db().memory;
         let mut before = None;
+        let committing = memory.committing();
         writer.write("registering valid paths", patience, |db| {
             // Nobody else commits from here on.
             before = memory.header();
@@ -205,8 +206,8 @@ impl Store {
             batch.iter().try_for_each(|one| self.insert_together(db, &one.infos, &one.parsed))
         })?;
         // While the connection is ours.
-        let registered = batch.iter().flat_map(|one| &one.infos);
-        memory.carry(before, |answers| registered.map(|info| answers.registered(info)).sum());
+        memory.carry(before, batch.iter().flat_map(|one| &one.infos));
+        drop(committing);
         writer.unsynced |= note;
         self.inner.syncer.ring();
         Ok(())

@@ -531,7 +531,7 @@ pub(crate) fn plan(side: &Side, derivations: &[String], trace: bool) -> Result<T
     let mut figures = Vec::new();
     let last = &derivations[derivations.len() - 1..];
     let mut times = Vec::new();
-    for _ in 0..100 {
+    for _ in 0..1000 {
         let begin = Instant::now();
         connection.call(&Request::new(9).strings(last).word(0), "w")?;
         times.push(begin.elapsed());
