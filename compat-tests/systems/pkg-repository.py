@@ -26,7 +26,7 @@ PACKAGES = {
 }
 VERSIONS = {"bash": "5.3.3_1,1", "python311": "3.11.14~rc1", "glib": "2.84.4,2"}
 DAMAGES = [
-    "unsigned", "other-signature", "changed-after-signing", "no-key", "manifest-sum", "manifest-missing-file", "not-in-manifest", "dotdot", "through-link",
+    "unsigned", "other-signature", "changed-after-signing", "no-key", "manifest-sum", "manifest-missing-file", "not-in-manifest", "dotdot", "through-link", "link-later",
     "device", "pipe", "missing-dependency", "circle", "other-name", "other-version", "other-dependencies", "bomb", "duplicate-package", "duplicate-file",
     "two-with-one-file", "no-manifest", "other-machine", "path-out", "manifest-json", "catalogue-json", "own-name", "hard-link-out", "bad-sum",
 ]
@@ -100,6 +100,9 @@ def package(name):
         elif damage == "through-link":
             files.append(("/usr/local/out", dict(kind=tarfile.SYMTYPE, link="/tmp")))
             files.append(("/usr/local/out/file", dict(data=b"out\n")))
+        elif damage == "link-later":
+            files.append(("/usr/local/later/file", dict(data=b"out\n")))
+            files.append(("/usr/local/later", dict(kind=tarfile.SYMTYPE, link="/tmp")))
         elif damage == "device":
             files.append(("/usr/local/null", dict(kind=tarfile.CHRTYPE)))
         elif damage == "pipe":

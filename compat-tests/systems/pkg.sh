@@ -179,6 +179,7 @@ damaged manifest-missing-file build "11: $of \`usr/local/bin/gone' is in the man
 damaged not-in-manifest build "11: $of \`usr/local/bin/hidden': is in the archive, and not in the manifest$asks"
 damaged dotdot build "11: $of the manifest's file \`/usr/local/../../../etc/passwd': \`..' leads out of the tree$asks"
 damaged through-link build "11: $of \`usr/local/out/file': is to be written through \`usr/local/out', which is no directory$asks"
+damaged link-later build "11: $of \`usr/local/later/file': is below a link$asks"
 damaged device build "11: $of \`usr/local/null': is a device, which no package has$asks"
 damaged pipe build "11: $of \`usr/local/pipe': is a pipe, which no package has$asks"
 damaged hard-link-out build "11: $of \`usr/local/shadow': is another name of \`etc/master.passwd', which is not there$asks"

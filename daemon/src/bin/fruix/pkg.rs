@@ -89,8 +89,7 @@ enum Action {
 
 #[derive(Debug, clap::Args)]
 struct FileArguments {
-    /// A file with [repository], or a system file with [repository] or [base.repository]
-    #[arg(value_name = "FILE")]
+    #[arg(value_name = "FILE", help = "A file with [repository], or a system file with [repository] or [base.repository]")]
     file: PathBuf,
     /// Print one JSON object a repository
     #[arg(long)]

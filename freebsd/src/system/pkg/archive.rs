@@ -450,6 +450,10 @@ fn unpack_as(archive: &Path, directory: &Path, item: &PkgItem) -> Result<Package
     if let Some(path) = listed.files.keys().find(|path| tree.get(path).is_none()) {
         return Err(format!("`{}' is in the manifest, and not in the archive", show(path)));
     }
+    // A link that came after what is below it.
+    let mut whole = tree.clone();
+    whole.complete(&Entry::dir(0o755));
+    whole.check().map_err(|error| error.to_string())?;
     let text = |values: &[serde_json::Value]| {
         values
             .iter()
@@ -565,7 +569,10 @@ pub fn links(packages: &[(String, String, Tree)]) -> Result<Tree, String> {
 #[must_use]
 pub fn is_within(tree: &Tree, directory: &Path) -> bool {
     tree.iter().all(|(_, entry)| match &entry.node {
-        Node::File(file) => matches!(&file.content, Content::Host(path) if path.starts_with(directory)),
+        Node::File(file) => {
+            let plain = |path: &Path| !path.components().any(|part| part == std::path::Component::ParentDir);
+            matches!(&file.content, Content::Host(path) if path.starts_with(directory) && plain(path))
+        }
         _ => true,
     })
 }
