@@ -688,3 +688,13 @@ fn databases_are_those_of_a_real_base() {
     assert!(accounts.database == std::fs::read(etc.join("pwd.db")).unwrap(), "pwd.db");
     assert!(accounts.secure_database == std::fs::read(etc.join("spwd.db")).unwrap(), "spwd.db");
 }
+
+/// Each line is found without counting from the beginning, which would take this test a quarter of an hour.
+#[test]
+fn many_wrong_lines_are_told() {
+    let text = "[a]\n".to_owned() + &(0..300_000).map(|number| format!("x{number}=1\n")).collect::<String>() + "[base]\nkind = 7\n";
+    let problems = SystemFile::parse(Path::new("many.toml"), &text).unwrap_err();
+    assert!(problems.iter().any(|problem| problem.to_string().starts_with("many.toml:300003: base.kind: ")), "{:?}", problems.last());
+    let wide = "[[users]]\n".repeat(200_000);
+    assert!(SystemFile::parse(Path::new("many.toml"), &wide).is_err());
+}

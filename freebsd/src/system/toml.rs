@@ -238,7 +238,7 @@ fn table<'t>(path: &Path, text: &'t str) -> Result<Spanned<DeTable<'t>>, Vec<Loc
         return Err(located(1, Problem::new("file", "is too long", format!("write less than {MAX_FILE} bytes"))));
     }
     DeTable::parse(text).map_err(|error| {
-        let line = error.span().map_or(1, |span| line_of(text, span.start));
+        let line = error.span().map_or(1, |span| Starts::new(text).line_of(span.start));
         let message = error.message().replace('\n', " ");
         let what = text.lines().nth(line.saturating_sub(1)).unwrap_or_default().trim();
         let field: String = what.split(['=', ' ']).next().unwrap_or_default().chars().filter(|c| !c.is_control()).take(40).collect();
@@ -254,7 +254,7 @@ fn read<P: PartType>(
     table: &Spanned<DeTable<'_>>,
     check: impl Fn(&P) -> Vec<Problem>,
 ) -> Result<(P, Origin), Vec<Located>> {
-    let mut reader = Reader { text, lines: BTreeMap::new(), problems: Vec::new() };
+    let mut reader = Reader { starts: Starts::new(text), lines: BTreeMap::new(), problems: Vec::new() };
     let fields = reader.part(P::PART, table.get_ref(), "", table.span());
     let sort = |mut found: Vec<Located>| {
         found.sort_by_key(|problem| problem.line);
@@ -276,19 +276,29 @@ fn read<P: PartType>(
     Err(sort(problems.into_iter().map(|problem| origin.locate(problem)).collect()))
 }
 
-fn line_of(text: &str, at: usize) -> usize {
-    text.as_bytes().iter().take(at).filter(|byte| **byte == b'\n').count().saturating_add(1)
+/// Where the second line of a text begins, and each after it.
+struct Starts(Vec<usize>);
+
+impl Starts {
+    fn new(text: &str) -> Starts {
+        Starts(text.bytes().zip(1..).filter(|(byte, _)| *byte == b'\n').map(|(_, next)| next).collect())
+    }
+
+    /// The number of the line, from 1, in which the byte `at` is.
+    fn line_of(&self, at: usize) -> usize {
+        self.0.partition_point(|start| *start <= at).saturating_add(1)
+    }
 }
 
-struct Reader<'t> {
-    text: &'t str,
+struct Reader {
+    starts: Starts,
     lines: BTreeMap<String, usize>,
     problems: Vec<(usize, Problem)>,
 }
 
-impl Reader<'_> {
+impl Reader {
     fn complain(&mut self, at: &Range<usize>, field: &str, problem: impl Into<String>, remedy: impl Into<String>) {
-        self.problems.push((line_of(self.text, at.start), Problem::new(field, problem, remedy)));
+        self.problems.push((self.starts.line_of(at.start), Problem::new(field, problem, remedy)));
     }
 
     fn part(&mut self, part: &'static Part, table: &DeTable<'_>, prefix: &str, span: Range<usize>) -> Option<Vec<(&'static str, Data)>> {
@@ -311,7 +321,7 @@ impl Reader<'_> {
             let name = under(field.name);
             let data = match table.iter().find(|(key, _)| key.get_ref() == field.name) {
                 Some((key, value)) => {
-                    self.lines.insert(name.clone(), line_of(self.text, key.span().start));
+                    self.lines.insert(name.clone(), self.starts.line_of(key.span().start));
                     self.value(field, value, &name)
                 }
                 None => {
@@ -358,7 +368,7 @@ impl Reader<'_> {
                 let mut texts = Vec::new();
                 for (index, value) in items.iter().enumerate() {
                     let name = item(name, index);
-                    self.lines.insert(name.clone(), line_of(self.text, value.span().start));
+                    self.lines.insert(name.clone(), self.starts.line_of(value.span().start));
                     if let DeValue::String(text) = value.get_ref() {
                         self.text_value(field.check, text, &name, &value.span());
                         texts.push(text.clone().into_owned());
@@ -372,7 +382,7 @@ impl Reader<'_> {
                 let mut pairs = BTreeMap::new();
                 for (key, value) in table {
                     let name = format!("{name}.{}", key.get_ref());
-                    self.lines.insert(name.clone(), line_of(self.text, key.span().start));
+                    self.lines.insert(name.clone(), self.starts.line_of(key.span().start));
                     self.text_value(field.check, key.get_ref(), &name, &key.span());
                     let text = match value.get_ref() {
                         DeValue::String(text) => text.clone().into_owned(),
@@ -394,7 +404,7 @@ impl Reader<'_> {
                 let mut whole = true;
                 for (index, value) in items.iter().enumerate() {
                     let name = item(name, index);
-                    self.lines.insert(name.clone(), line_of(self.text, value.span().start));
+                    self.lines.insert(name.clone(), self.starts.line_of(value.span().start));
                     match value.get_ref() {
                         DeValue::Table(table) => match self.part(part, table, &name, value.span()) {
                             Some(fields) => parts.push(fields),

@@ -10,7 +10,7 @@ use fruix_freebsd::system::derivations::{PLATFORM, Plan, Planned, Sources, Text,
 use fruix_freebsd::system::model::{OperatingSystem, Problem, REPOSITORY};
 use fruix_freebsd::system::pkg::Locked;
 use fruix_freebsd::system::source::FreebsdSource;
-use fruix_freebsd::system::toml::{Located, SystemFile};
+use fruix_freebsd::system::toml::{Located, MAX_FILE, SystemFile};
 use fruix_freebsd::system::{base, disk, needs, packages};
 use fruix_freebsd::tree::Tree;
 use fruix_protocol::client::Client;
@@ -188,7 +188,14 @@ pub(super) fn refuse(problems: &[Located]) -> Failure {
 
 /// The text of a file that describes something.
 pub(super) fn read_text(file: &Path) -> Result<String, Failure> {
-    let text = std::fs::read(file).map_err(|error| format!("reading `{}': {error}", file.display()))?;
+    let mut text = Vec::new();
+    // One byte more than is accepted: it may be a device, of which there is no end.
+    let read = std::fs::File::open(file).and_then(|opened| opened.take(MAX_FILE as u64 + 1).read_to_end(&mut text));
+    read.map_err(|error| format!("reading `{}': {error}", file.display()))?;
+    if text.len() > MAX_FILE {
+        // Refused by whoever parses it, in words of his own.
+        return Ok(String::from_utf8_lossy(&text).into_owned());
+    }
     String::from_utf8(text).map_err(|error| {
         let line = error.as_bytes().iter().take(error.utf8_error().valid_up_to()).filter(|byte| **byte == b'\n').count() + 1;
         Plain(format!("{}:{line}: file: is no UTF-8; save it as UTF-8", file.display())).into()
