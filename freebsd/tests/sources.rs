@@ -9,7 +9,7 @@ use std::path::Path;
 
 use fruix_drv::{Hash, StoreDir, StorePath, aterm, hash_derivation_modulo, verify_output_paths};
 use fruix_freebsd::system::derivations::{PLATFORM, PlanError, Sources, plan_packages, plan_source};
-use fruix_freebsd::system::pkg::Locked;
+use fruix_freebsd::system::pkg::{Locked, PkgItem, archive, signature, sum};
 use fruix_freebsd::system::source::{self, Effective, FreebsdSource};
 use fruix_freebsd::system::toml::{RepositoryFile, SourceFile, SystemFile};
 use fruix_freebsd::tree::{Content, Node, Tree};
@@ -28,7 +28,7 @@ fn shown(tree: &Tree) -> BTreeMap<String, String> {
         .collect()
 }
 
-fn archive(to: &Path, prefix: &str) {
+fn source_archive(to: &Path, prefix: &str) {
     let mut tar = tar::Builder::new(Vec::new());
     let mut put = |kind: tar::EntryType, name: &str, mode: u32, link: &str, text: &str| {
         let mut header = tar::Header::new_gnu();
@@ -89,12 +89,12 @@ fn directories_and_archives_come_to_what_git_can_hold() {
 
     for (number, prefix) in ["usr/src/", "./usr/src/", ""].into_iter().enumerate() {
         let file = directory.path().join(format!("{number}.txz"));
-        archive(&file, prefix);
+        source_archive(&file, prefix);
         assert_eq!(shown(&source::from_archive(&file, &directory.path().join(number.to_string())).unwrap()), expected, "{prefix}");
     }
     // Only where everything is below it does the prefix go.
     let beside = directory.path().join("beside.txz");
-    archive(&beside, "usr/src-15/");
+    source_archive(&beside, "usr/src-15/");
     let kept = shown(&source::from_archive(&beside, &directory.path().join("kept")).unwrap());
     assert_eq!(kept["usr/src-15/sys/kern.c"], "644 int kern;\n");
 
@@ -266,5 +266,70 @@ fn locks_are_written_where_they_belong() {
         let pinned = file.with_pin("repository", &pin, &locked).unwrap();
         assert_eq!(pinned.text(), after);
         assert_eq!(pinned.with_pin("repository", &pin, &locked).unwrap().text(), after);
+    }
+}
+
+/// Whatever bytes of an archive become, one at a time: it is refused, or the files are what the manifest says.
+#[test]
+fn archives_with_one_byte_changed_do_no_harm() {
+    let directory = tempfile::tempdir().unwrap();
+    let text = b"#!/bin/sh\n";
+    let manifest = format!(
+        "{{\"name\":\"a\",\"version\":\"1\",\"flatsize\":10,\"deps\":{{\"b\":{{\"origin\":\"x/b\",\"version\":\"1\"}}}},\"files\":{{\"/bin/a\":\"1${}\",\"/bin/l\":\"-\"}}}}",
+        sum::hex(&<sha2::Sha256 as sha2::Digest>::digest(text))
+    );
+    let mut tar = tar::Builder::new(Vec::new());
+    let mut put = |kind: tar::EntryType, name: &str, link: &str, bytes: &[u8]| {
+        let mut header = tar::Header::new_ustar();
+        header.set_entry_type(kind);
+        header.set_mode(0o755);
+        header.set_size(bytes.len() as u64);
+        // An absolute name, which the library refuses to write.
+        header.as_ustar_mut().unwrap().name[..name.len()].copy_from_slice(name.as_bytes());
+        if !link.is_empty() {
+            header.set_link_name(link).unwrap();
+        }
+        header.set_cksum();
+        tar.append(&header, bytes).unwrap();
+    };
+    put(tar::EntryType::Regular, "+MANIFEST", "", manifest.as_bytes());
+    put(tar::EntryType::XHeader, "pax", "", b"28 SCHILY.fflags=schg,uarch\n");
+    put(tar::EntryType::Regular, "/bin/a", "", text);
+    put(tar::EntryType::Symlink, "/bin/l", "a", b"");
+    let bytes = tar.into_inner().unwrap();
+    let item = PkgItem { name: "a".into(), version: "1".into(), depends: vec!["b".into()] };
+    let file = directory.path().join("a.pkg");
+    let unpack = |bytes: &[u8], number: usize| {
+        fs::write(&file, bytes).unwrap();
+        let scratch = directory.path().join(number.to_string());
+        let found = archive::unpack(&file, &scratch, &item);
+        let same = found.as_ref().is_ok_and(|package| match &package.tree.get("bin/a").unwrap().node {
+            Node::File(file) => matches!(&file.content, Content::Host(path) if fs::read(path).unwrap() == text),
+            _ => false,
+        });
+        fs::remove_dir_all(&scratch).unwrap();
+        (found, same)
+    };
+    let (whole, same) = unpack(&bytes, 0);
+    assert!(same, "{whole:?}");
+    assert_eq!(whole.unwrap().tree.get("bin/a").unwrap().flags, 0x2_0000 | 0x800);
+    let mut refused = 0;
+    for at in (0..bytes.len()).step_by(7) {
+        let mut changed = bytes.clone();
+        changed[at] ^= 1 << (at % 8);
+        match unpack(&changed, at + 1) {
+            (Ok(_), same) => assert!(same, "byte {at}"),
+            (Err(why), _) => {
+                assert!(why.starts_with("package a-1: ") && why.ends_with("; do not use it, and ask who made the repository"), "{why}");
+                refused += 1;
+            }
+        }
+        // A catalogue's archive goes the same way.
+        let _ = signature::extract(&file, &directory.path().join("catalogue")).map(|found| found.sha256);
+        let _ = fs::remove_file(directory.path().join("catalogue"));
+    }
+    assert!(refused > bytes.len() / 28, "{refused} of {}", bytes.len());
+    for length in [0, 100, 511, 512, 700, 1536, 2000] {
+        assert!(unpack(&bytes[..length], length).0.is_err(), "{length}");
     }
 }
