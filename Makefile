@@ -66,7 +66,11 @@ systems: prepare
 	./compat-tests/systems/sources.sh
 	./compat-tests/systems/pkg.sh
 
-.PHONY: systems
+# Generations on a FreeBSD that runs: FREEBSD_BASE=DIR, and what compat-tests/systems/machine.sh says.  An hour and more; not part of check.
+machine: prepare
+	./compat-tests/systems/machine.sh
+
+.PHONY: systems machine
 
 # The tests for FreeBSD, run by FREEBSD_GUEST=COMMAND in a guest; see build-aux/check-freebsd.
 check-freebsd: prepare

@@ -2,7 +2,8 @@
 # generations.sh FILE OUT CLIENT... : a machine goes from one system to another and back, as directories; part of inside.sh.
 #
 # A machine that was made of the first system and is deployed the second one has just what a machine has that is made of the second, and the other way
-# round.  What somebody changed meanwhile stays.  A deployment that is killed leaves one of the two current, and the next one ends it.
+# round.  What somebody changed meanwhile stays.  A deployment that is killed leaves one of the two current, and the next one ends it.  Of systems that a
+# machine can leave by itself the links and files are looked at that the loader, process 1 and rc(8) go by; these run in machine.sh.
 set -euo pipefail
 file=$1 out=$2
 shift 2
@@ -38,22 +39,38 @@ echo deep >"${base}2/etc/new.d/deep"
 rm "${base}2/etc/termcap"
 chmod -R go+rX "$(dirname "$file")"
 
-for number in 1 2; do
-  [ "$number" = 1 ] && os=$file || os=$second
+# Two with the program that goes back, and with files that become directories, and the other way round.
+for number in 3 4; do
+  cp -r "${base}2" "$base$number"
+  install -m 755 "$base/sbin/init" "$base$number/usr/sbin/daemon"
+  echo "$number" >>"$base$number/sbin/init"
+  printf '\177ELF\2\1\1\11' >"$(dirname "$file")/fruixd"
+  { sed -e "s/^host-name = .*/host-name = \"number$number\"/; s/^path = \"base2\"/path = \"base$number\"/" "$second"
+    printf '[services.fruixd]\nprogram = "fruixd"\nclient = "fruixd"\n[loader]\nof%s = 1\n' "$number"
+    printf '[[files]]\npath = "/usr/local/etc/%s"\ntext = "%s\\n"\n' turns/deep/er "$number" changed "$number" "only$number" "$number"
+  } >"$(dirname "$file")/system$number.toml"
+done
+sed -i 's|/usr/local/etc/turns/deep/er|/usr/local/etc/turns|' "$(dirname "$file")/system4.toml"
+chmod -R go+rX "$(dirname "$file")"
+
+for number in 1 2 3 4; do
+  os=$(dirname "$file")/system$number.toml
+  case $number in 1) os=$file ;; 2) os=$second ;; esac
   "${client[@]}" system rootfs --rootfs="$out/root$number" "$os" >"$out/made$number" 2>>"$out/log" || fail "no root file system"
   rm -f "$out/root$number/firstboot"
 done
 closure() { sed -n 's/^closure_path=//p' "$out/made$1"; }
 # All but the store and what knows of it, and the times.
-list() { (cd "$1" && find . \( -path ./frx -o -path ./run/current-system \) -prune -o -printf '%p %y %m %U:%G %l ' \( -type f -exec md5sum -z {} \; -o -true \) -printf '\n' | tr -d '\0' | sed "s|$1||g" | sort); }
+list() { (cd "$1" && find . \( -path ./frx -o -path ./boot/system -o -path ./boot/generations -o -path ./run \) -prune -o -printf '%p %y %m %U:%G %l ' \( -type f -exec md5sum -z {} \; -o -true \) -printf '\n' | tr -d '\0' | sed "s|$1||g" | sort); }
 is() { # MACHINE NUMBER
   diff <(list "$1") <(list "$out/root$2") >"$out/differs" || fail "a machine with the system $2 has not what it should: $(head -n 5 "$out/differs")"
-  [ "$(readlink "$1/run/current-system")" = "$(closure "$2")" ] || fail "the current system is $(readlink "$1/run/current-system"), not the $2"
+  [ "$(readlink "$1/boot/system")" = "$(closure "$2")" ] || fail "the current system is $(readlink "$1/boot/system"), not the $2"
 }
-# Its store has the second system, too.
+# machine DIR [FIRST SECOND]: its store has the second system, too.
 machine() {
-  cp -a "$out/root1" "$1"
-  cp -a -n "$out/root2/frx/store/." "$1/frx/store/"
+  rm -rf "$1"
+  cp -a "$out/root${2:-1}" "$1"
+  cp -a -n "$out/root${3:-2}/frx/store/." "$1/frx/store/"
 }
 run() { "${client[@]}" system "$@" >"$out/said" 2>>"$out/log"; }
 
@@ -85,10 +102,12 @@ run rollback --root="$m" || fail "no way back"
 is "$m" 1
 run switch-generation --root="$m" +1
 is "$m" 2
+[ "$(cd "$m/boot/generations" && echo *)" = "1.conf 2.conf" ] || fail "the loader cannot choose among generations"
+grep -q "^kernel=\"$(closure 1)/boot/kernel\"$" "$m/boot/generations/1.conf" || fail "a generation at the loader: $(cat "$m/boot/generations/1.conf")"
 ! run delete-generations --root="$m" 2 || fail "the current generation can be deleted"
 run delete-generations --root="$m"
 run list-generations --root="$m"
-[ "$(grep -c . "$out/said")" = 1 ] || fail "after a deletion: $(cat "$out/said")"
+[ "$(grep -c . "$out/said")" = 1 ] && [ ! -e "$m/boot/generations/1.conf" ] || fail "after a deletion: $(cat "$out/said")"
 
 # Somebody else's changes stay.
 rm -rf "$m"
@@ -103,6 +122,10 @@ grep -q '^# a comment$' "$m/etc/master.passwd" || fail "a comment is lost"
 [ "$(cat "$m/etc/stand-in")" = mine ] || fail "a changed file that both systems have is lost"
 [ "$(cat "$m/usr/local/etc/second.conf" "$m/usr/local/etc/second.conf.fruixnew")" = $'mine\nof the second' ] || fail "a changed file is lost"
 run rollback --root="$m" || fail "no way back on a machine that was changed"
+echo first >"$m/usr/local/etc/second.conf.fruixnew"
+run deploy --root="$m" "$second" || fail "no second deployment to a machine that was changed"
+[ "$(cat "$m/usr/local/etc/second.conf.fruixnew" "$m/usr/local/etc/second.conf.fruixnew.1")" = $'first\nof the second' ] || fail "what was beside a file is lost"
+run rollback --root="$m"
 grep -q '^anna:$6$secret:1001:.*:/usr/sbin/nologin$' "$m/etc/master.passwd" && grep -q '^carl:' "$m/etc/passwd" || fail "going back loses users"
 ! grep -q '^bert:' "$m/etc/passwd" || fail "a user of the other system stays"
 
@@ -116,6 +139,27 @@ for line in 'carl:$6$c:1003:20:Carl:/home/carl:/bin/sh' 'carl:*:100x:20::0:0:C:/
   tail -n 1 "$out/log" | grep -q '/etc/master.passwd:.*nothing was changed' || fail "the line is not told: $line: $(tail -n 1 "$out/log")"
   [ "$(snapshot)" = "$before" ] || fail "something is changed in spite of the line: $line"
 done
+
+# A user hinders nobody in his own directory, not even himself where it can be helped.
+machine "$m"
+install -d "$m/home/bert/.ssh/authorized_keys.fruix-unfinished/full/of"
+chown -R 1002:20 "$m/home/bert"
+chmod 700 "$m/home/bert/.ssh"
+run deploy --root="$m" "$second" || fail "a user hinders a deployment: $(tail -n 1 "$out/log")"
+[ "$(cat "$m/home/bert/.ssh/authorized_keys")" = 'ssh-ed25519 AAAA bert' ] || fail "a user has hindered what is for him"
+machine "$m"
+install -d "$m/home/bert"
+touch "$m/home/bert/.ssh"
+chown -R 1002:20 "$m/home/bert"
+run deploy --root="$m" "$second" || fail "a user's file hinders a deployment: $(tail -n 1 "$out/log")"
+[ -f "$m/home/bert/.ssh" ] && [ -e "$m/usr/local/etc/second.conf" ] || fail "a user's file is lost, or more is left out than that"
+
+# What says between which systems the machine was, and does not, is in nobody's way.
+machine "$m"
+mkdir -p "$m/frx/var/profiles"
+printf '/etc\n../../root\n' >"$m/frx/var/profiles/system.move"
+run deploy --root="$m" "$second" || fail "a wrong system.move is in the way: $(tail -n 1 "$out/log")"
+is "$m" 2
 
 # What a user has put in the way is not followed.
 rm -rf "$m"
@@ -139,6 +183,51 @@ if chattr +i "$m/usr/local/etc" 2>/dev/null; then
   grep -q 'the machine has gone back to' "$out/log" || fail "going back is not told"
 fi
 
+# On trial.  As after a start of system NUMBER, with the loader's hand on the file for one start.
+started() {
+  ln -sfn "$(closure "$1")" "$m/run/current-system"
+  ln -sfn "$(closure "$1")" "$m/run/booted-system"
+  [ ! -e "$m/boot/nextboot.conf" ] || printf 'nextboot_enable="NO" ' | dd of="$m/boot/nextboot.conf" conv=notrunc status=none
+}
+four=$(dirname "$file")/system4.toml
+machine "$m" 3 4
+started 3
+run deploy --root="$m" "$four" || fail "no deployment on trial: $(tail -n 1 "$out/log")"
+grep -q '^fallback=yes$' "$out/said" || fail "a deployment on trial says: $(cat "$out/said")"
+[ "$(readlink "$m/run/current-system") $(readlink "$m/boot/system")" = "$(closure 4) $(closure 3)" ] || fail "on trial, it is not current, or lasts"
+[ "$(head -n 1 "$m/boot/nextboot.conf")" = 'nextboot_enable="YES"' ] || fail "the loader is not told: $(cat "$m/boot/nextboot.conf")"
+for line in "kernel=\"$(closure 4)/boot/kernel\"" "init_path=\"$(closure 4)/profile/sbin/init\"" "init_script=\"$(closure 4)/early\"" 'of4="1"' \
+  'exec="unset of3"' 'fruix.trial="2"' 'debug.debugger_on_panic="0"'; do
+  grep -q -F -x -e "$line" "$m/boot/nextboot.conf" || fail "the loader is not told $line: $(cat "$m/boot/nextboot.conf")"
+done
+[ "$(cat "$m/usr/local/etc/only3" "$m/usr/local/etc/only4" "$m/usr/local/etc/turns")" = $'3\n4\n4' ] || fail "on trial, the former system lacks something"
+! run delete-generations --root="$m" 1 || fail "the generation that a failure would lead back to can be deleted"
+# It fails, for want of a file.
+init=$(readlink -f "$(closure 4)/profile/sbin/init")
+mv "$init" "$out/init"
+started 3
+run settle --root="$m" || fail "no way back from a trial: $(tail -n 1 "$out/log")"
+mv "$out/init" "$init"
+is "$m" 3
+run list-generations --root="$m"
+grep -q '^generation=1 current=yes lasts=yes ' "$out/said" || fail "after a trial that failed: $(cat "$out/said")"
+# It does not.
+run deploy --root="$m" "$four"
+started 4
+run settle --root="$m"
+run settle --ready --root="$m" || fail "a system that is up does not last: $(tail -n 1 "$out/log")"
+is "$m" 4
+# Back, but cut off in any step, and started again with either.
+for turn in 3 4; do
+  machine "$m" 4 3
+  started 4
+  (timeout --signal=KILL 0.4 "${client[@]}" system switch-generation --root="$m" "$(closure 3)" || exit 1) >/dev/null 2>&1 || true
+  started "$turn"
+  run settle --root="$m" || fail "cut off: $(tail -n 1 "$out/log")"
+  run settle --ready --root="$m" || fail "cut off: $(tail -n 1 "$out/log")"
+  is "$m" "$turn"
+done
+
 # Killed at any moment of the time that it takes.
 turns=${FRUIX_DEPLOYMENTS:-12} killed=0
 second_closure=$(closure 2)
@@ -154,7 +243,7 @@ for turn in $(seq 1 "$turns"); do
   # In a shell of its own, which says nothing of what was killed.
   (timeout --signal=KILL "$((after / 1000)).$(printf %03d $((after % 1000)))" "${client[@]}" system switch-generation --root="$m" "$second_closure" || exit 1) \
     >/dev/null 2>&1 || killed=$((killed + 1))
-  current=$(readlink "$m/run/current-system") || fail "killed in turn $turn, there is no current system"
+  current=$(readlink "$m/boot/system") || fail "killed in turn $turn, there is no current system"
   [ "$current" = "$(closure 1)" ] || [ "$current" = "$second_closure" ] || fail "killed in turn $turn, the current system is $current"
   run switch-generation --root="$m" "$second_closure" || fail "killed in turn $turn, it cannot be done again"
   # What was unfinished is gone, too.

@@ -348,7 +348,7 @@ fn a_small_base_becomes_a_root() {
     what_a_base_lacks_is_told(&ingredients);
     let kept = |name: &str| closure.tree.get(name).map(|entry| entry.node.clone());
     assert_eq!(kept("profile/bin/sh"), Some(Node::Symlink(format!("{}/bin/sh", at["sh"].0).into_bytes())));
-    assert_eq!(kept("profile/usr/bin/su"), Some(Node::Symlink(b"/run/privileged/usr/bin/su".to_vec())));
+    assert_eq!(kept("profile/usr/bin/su"), Some(Node::Symlink(b"/etc/privileged/usr/bin/su".to_vec())));
     assert_eq!(kept("etc/termcap"), Some(Node::Symlink(b"../usr/share/misc/termcap".to_vec())));
 
     // Builders see the base: its directories, and the packages to which these lead.
@@ -395,14 +395,14 @@ fn a_small_base_becomes_a_root() {
         (*mode, *uid, *gid)
     };
     assert_eq!(link("bin"), "/run/current-system/profile/bin");
-    assert_eq!(link("run/current-system"), path);
+    assert_eq!((link("run/current-system"), link("boot/system")), ("/boot/system".to_owned(), path.to_owned()));
     assert_eq!(link("etc/rc"), "/run/current-system/etc/rc");
     assert_eq!(link("etc/termcap"), "../usr/share/misc/termcap");
     assert_eq!(link("boot/kernel/kernel"), "/run/current-system/boot/kernel/kernel");
     assert_eq!(link("usr/local/sbin/fruixd"), "/run/current-system/usr/local/sbin/fruixd");
     assert_eq!(link("usr/local/bin/fruix"), "/run/current-system/usr/local/bin/fruix");
     assert_eq!(kept("usr/local/bin/fruix"), Some(Node::Symlink(b"fruix".to_vec())));
-    assert_eq!(mode("run/privileged/usr/bin/su"), (0o4555, 0, 0));
+    assert_eq!(mode("etc/privileged/usr/bin/su"), (0o4555, 0, 0));
     assert_eq!(mode("etc/master.passwd"), (0o600, 0, 0));
     assert_eq!(mode("etc/secret"), (0o600, 1001, 0));
     assert_eq!(mode("var/db"), (0o700, 5, 6));

@@ -1,6 +1,7 @@
 //! A base as a tree of files, and the packages that it is cut into.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
@@ -179,11 +180,38 @@ pub fn write_files(tree: &Tree, target: &Path) -> Result<(), TreeError> {
 pub fn read_package(path: &Path) -> Result<(Tree, String), TreeError> {
     let manifest: PathBuf = path.join(MANIFEST);
     let text = fs::read(&manifest).map_err(host("reading", &manifest))?;
+    parse_package(path, &manifest, &text)
+}
+
+/// As [`read_package`], of a package that may lack files: what it should have is known, and that is all that is needed to take it away. Its manifest
+/// stands for the bytes that are missing.
+///
+/// # Errors
+/// [`TreeError`] when the manifest cannot be read.
+pub fn read_damaged_package(path: &Path) -> Result<(Tree, String), TreeError> {
+    const CONTENTS: &[u8] = b" contents=";
+    let manifest: PathBuf = path.join(MANIFEST);
+    let text = fs::read(&manifest).map_err(host("reading", &manifest))?;
+    let mut whole = Vec::with_capacity(text.len());
+    for line in text.split_inclusive(|byte| *byte == b'\n') {
+        let value = line.windows(CONTENTS.len()).position(|window| window == CONTENTS).map(|at| at.saturating_add(CONTENTS.len()));
+        let (head, rest) = line.split_at(value.unwrap_or(line.len()));
+        let (value, tail) = rest.split_at(rest.iter().position(u8::is_ascii_whitespace).unwrap_or(rest.len()));
+        whole.extend_from_slice(head);
+        // Names with escapes are no system's: those are left as they are.
+        let is_missing = !value.is_empty() && !value.contains(&b'\\') && fs::symlink_metadata(OsStr::from_bytes(value)).is_err();
+        whole.extend_from_slice(if is_missing { manifest.as_os_str().as_bytes() } else { value });
+        whole.extend_from_slice(tail);
+    }
+    parse_package(path, &manifest, &whole)
+}
+
+fn parse_package(path: &Path, manifest: &Path, text: &[u8]) -> Result<(Tree, String), TreeError> {
     let name = manifest.to_string_lossy();
     let first = text.split(|byte| *byte == b'\n').next().unwrap_or_default();
     let source = first.strip_prefix(SOURCE.as_bytes()).map(|source| String::from_utf8_lossy(source).into_owned()).unwrap_or_default();
     let options = ManifestOptions { name: &name, root: None, owners: &Owners::default(), time: TIME };
-    let tree = Tree::read_manifest(text.as_slice(), &options)?;
+    let tree = Tree::read_manifest(text, &options)?;
     // Whoever sends a derivation may have written it.
     tree.confine(path.parent().unwrap_or(path))?;
     Ok((tree, source))

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! activate                 makes /run/current-system this system, in a running one
-//! boot/                    links to the base's, and loader.conf
+//! boot/                    links to the base's, loader.conf, and lua/local.lua
+//! early                    what process 1 runs before rc(8): the system that the loader chose becomes the current one
 //! etc/                     links to the base's, and what is made from the description
 //! files/                   files of one's own
 //! metadata/                freebsd-source.scm, freebsd-base.scm, store-layout.scm
@@ -19,6 +20,7 @@ use super::accounts::Accounts;
 use super::base::TIME;
 use super::canon::{self, string};
 use super::capabilities;
+use super::generation;
 use super::model::{OperatingSystem, Problem};
 use super::needs;
 use super::source::FreebsdSource;
@@ -26,8 +28,16 @@ use crate::tree::{Content, Entry, Node, Tree, TreeError, show};
 
 /// The link that leads to the system that runs.
 pub const CURRENT_SYSTEM: &str = "/run/current-system";
-/// Where programs are that run with other rights than their user's, and files that not everybody may read: in a store nothing can be that.
-pub const PRIVILEGED: &str = "run/privileged";
+/// The link to the system that the loader starts when nothing else is on trial: the last one that was up. On the disk `/run/current-system` leads
+/// here; when the machine runs, a tmpfs with a link of its own is over that.
+pub const BOOT_SYSTEM: &str = "/boot/system";
+/// The link to the system that the machine was started with, as long as it runs.
+pub const BOOTED_SYSTEM: &str = "/run/booted-system";
+/// The file that is there from when the machine is up until it is started again.
+pub const UP: &str = "/run/ready";
+/// Where programs are that run with other rights than their user's, and files that not everybody may read: in a store nothing can be that. Not below
+/// /run, which is empty when the machine starts, nor where another file system may be mounted.
+pub const PRIVILEGED: &str = "etc/privileged";
 /// What the console says when the system is up, before the name of the marker.
 pub const READY_LINE: &str = "fruix: system is ready: ";
 
@@ -156,8 +166,13 @@ pub fn compose(ingredients: &Ingredients<'_>) -> Result<Closure, String> {
     {
         put(format!("etc/{name}"), 0o644, bytes)?;
     }
-    put("boot/loader.conf".into(), 0o644, loader_conf(system))?;
+    let variables = loader_variables(system, path);
+    put("boot/loader.conf".into(), 0o644, variables.iter().map(|(name, value)| format!("{name}=\"{value}\"\n")).collect())?;
+    if base.get("boot/lua/loader.lua").is_some() {
+        put("boot/lua/local.lua".into(), 0o644, generation::LOADER.to_owned())?;
+    }
     put("activate".into(), 0o755, activate(path))?;
+    put("early".into(), 0o755, generation::early(path))?;
     put("parameters.scm".into(), 0o644, canon::print(*system))?;
     for (name, text) in metadata(ingredients) {
         put(format!("metadata/{name}.scm"), 0o644, text)?;
@@ -167,7 +182,7 @@ pub fn compose(ingredients: &Ingredients<'_>) -> Result<Closure, String> {
     }
     if let Some(shepherd) = &system.services.shepherd {
         put("shepherd/init.scm".into(), 0o644, shepherd_configuration(system, &shepherd.configuration))?;
-        put("shepherd/pid1".into(), 0o755, pid1(&shepherd.path))?;
+        put("shepherd/pid1".into(), 0o755, pid1(path, &shepherd.path))?;
     }
     for file in &system.files {
         put(format!("files{}", file.path), 0o644, file.text.clone())?;
@@ -187,17 +202,23 @@ pub fn compose(ingredients: &Ingredients<'_>) -> Result<Closure, String> {
     Ok(Closure { tree, base, accounts })
 }
 
-fn quoted(pairs: &BTreeMap<String, String>, known: &mut Vec<(String, String)>) -> String {
+/// What is declared counts, and not what is known.
+fn add(pairs: &BTreeMap<String, String>, known: &mut Vec<(String, String)>) {
     for (name, value) in pairs {
         match known.iter_mut().find(|(other, _)| other == name) {
             Some(pair) => pair.1.clone_from(value),
             None => known.push((name.clone(), value.clone())),
         }
     }
+}
+
+fn quoted(pairs: &BTreeMap<String, String>, known: &mut Vec<(String, String)>) -> String {
+    add(pairs, known);
     known.iter().map(|(name, value)| format!("{name}=\"{value}\"\n")).collect()
 }
 
-fn loader_conf(system: &OperatingSystem) -> String {
+/// The variables that the loader is given for the system whose closure is at `path`.
+pub(super) fn loader_variables(system: &OperatingSystem, path: &str) -> Vec<(String, String)> {
     let root = system.file_systems.iter().find(|fs| fs.mount_point == "/");
     let mut known: Vec<(String, String)> = [
         ("autoboot_delay", "1"),
@@ -213,13 +234,17 @@ fn loader_conf(system: &OperatingSystem) -> String {
     if let Some(root) = root {
         known.push(("vfs.root.mountfrom".into(), format!("{}:{}", root.kind, root.device)));
     }
-    if system.init_mode == "shepherd-pid1" {
-        known.push(("init_exec".into(), format!("{CURRENT_SYSTEM}/shepherd/pid1")));
-    }
+    // By its own name: what /run/current-system is follows from which of these is run.
+    known.push(if system.init_mode == "shepherd-pid1" {
+        ("init_exec".into(), format!("{path}/shepherd/pid1"))
+    } else {
+        ("init_script".into(), format!("{path}/early"))
+    });
     if system.services.fruixd.is_some() {
         known.push(("kern.racct.enable".into(), "1".into()));
     }
-    quoted(&system.loader, &mut known)
+    add(&system.loader, &mut known);
+    known
 }
 
 /// The texts of /etc that follow from the description.
@@ -390,8 +415,17 @@ fn activate(path: &str) -> String {
 fn ready_commands(system: &OperatingSystem) -> String {
     let marker = &system.ready_marker;
     let directory = marker.rsplit_once('/').map_or("/", |(directory, _)| directory);
-    format!("mkdir -p '{directory}' && echo ready > '{marker}' && echo '{READY_LINE}{marker}' > /dev/console")
+    let lasts = if has_client(system) { format!("{SETTLE} --ready > /dev/console 2>&1; ") } else { String::new() };
+    format!("mkdir -p '{directory}' && echo ready > '{marker}' && {{ : > {UP}; {lasts}echo '{READY_LINE}{marker}' > /dev/console; }}")
 }
+
+/// Whether the machine has a program that can go back to another generation.
+pub(super) fn has_client(system: &OperatingSystem) -> bool {
+    system.services.fruixd.as_ref().is_some_and(|fruixd| fruixd.client.is_some())
+}
+
+/// What brings the machine's files and the system that was started together.
+const SETTLE: &str = "/usr/local/bin/fruix system settle";
 
 /// The scripts for rc(8). `base` is what a builder sees that sees the base: directories, as fruixd's flag has them.
 fn rc_scripts(system: &OperatingSystem, base: &[String]) -> Vec<(&'static str, String)> {
@@ -413,6 +447,11 @@ fn rc_scripts(system: &OperatingSystem, base: &[String]) -> Vec<(&'static str, S
             "#!/bin/sh\n# PROVIDE: {name}\n# REQUIRE: {requires}\n{keyword}\n. /etc/rc.subr\nname={name}\nrcvar={name}_enable\n: \"${{{name}_enable:=YES}}\"\n{body}\nload_rc_config $name\nrun_rc_command \"$1\"\n"
         )
     };
+    // Before anything else that may write: the marker is of this start, and the machine's files are of this system.
+    let settle = if has_client(system) { format!(" {SETTLE};") } else { String::new() };
+    let body = format!("start_cmd=fruix_settle_start\nfruix_settle_start() {{ rm -f '{}';{settle} :; }}\nstop_cmd=:", system.ready_marker);
+    let text = script("fruix_settle", "FILESYSTEMS", "# BEFORE: netif syslogd\n# KEYWORD: nojail", &body);
+    scripts.push(("fruix-settle", text));
     if let Some(fruixd) = &services.fruixd {
         let shown = base.iter().filter(|_| fruixd.base).map(|directory| format!("--chroot-directory={directory}"));
         let (program, flags) = (&fruixd.program, shown.chain(fruixd.flags.iter().cloned()).collect::<Vec<_>>().join(" "));
@@ -457,10 +496,10 @@ fn shepherd_configuration(system: &OperatingSystem, more: &str) -> String {
     )
 }
 
-fn pid1(shepherd: &str) -> String {
+fn pid1(path: &str, shepherd: &str) -> String {
     format!(
         "#!/bin/sh\n# Process 1: what rc(8) does at boot, then the Shepherd.\n\
-         PATH=/sbin:/bin:/usr/sbin:/usr/bin\nexport PATH\n/bin/sh /etc/rc autoboot </dev/console >/dev/console 2>&1\n\
+         PATH=/sbin:/bin:/usr/sbin:/usr/bin\nexport PATH\n'{path}/early' </dev/console >/dev/console 2>&1\n/bin/sh /etc/rc autoboot </dev/console >/dev/console 2>&1\n\
          # The login will have the console to itself.\n\
          exec '{shepherd}/bin/shepherd' -c {CURRENT_SYSTEM}/shepherd/init.scm -l /var/log/shepherd.log -s /var/run/shepherd.sock \
          </dev/null >>/var/log/shepherd.out 2>&1\n"

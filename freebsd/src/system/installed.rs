@@ -7,7 +7,7 @@ use super::canon::{self, Datum};
 use super::closure::{self, Closure, Ingredients};
 use super::model::OperatingSystem;
 use super::{base, rootfs};
-use crate::tree::Tree;
+use crate::tree::{Tree, TreeError};
 
 /// The longest file of a closure that is read, in bytes.
 const MAX_FILE: u64 = canon::MAX_TEXT as u64;
@@ -33,6 +33,18 @@ impl Installed {
     /// # Errors
     /// `path` is no closure of a system, or one of another version of fruix, or the store is damaged; in words that name the file.
     pub fn read(path: &Path) -> Result<Installed, String> {
+        Installed::read_with(path, base::read_package)
+    }
+
+    /// As [`Installed::read`], of a system that a machine is to leave: its packages may lack files.
+    ///
+    /// # Errors
+    /// As [`Installed::read`], but for files of packages.
+    pub fn read_damaged(path: &Path) -> Result<Installed, String> {
+        Installed::read_with(path, base::read_damaged_package)
+    }
+
+    fn read_with(path: &Path, package: fn(&Path) -> Result<(Tree, String), TreeError>) -> Result<Installed, String> {
         let text = |name: &str| {
             let file = path.join(name);
             let told = |error: std::io::Error| format!("`{}' is no system: {}: {error}", path.display(), file.display());
@@ -52,7 +64,7 @@ impl Installed {
             if Path::new(path).parent() != Some(Path::new(&store)) {
                 return Err(wrong(LAYOUT, &format!("`{path}' is not in the store")));
             }
-            let (files, made_from) = base::read_package(Path::new(path)).map_err(|error| error.to_string())?;
+            let (files, made_from) = package(Path::new(path)).map_err(|error| error.to_string())?;
             // A profile was made from packages that say so themselves.
             if !made_from.is_empty() {
                 source = made_from;

@@ -9,12 +9,14 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
+use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat, readlinkat, renameat};
 use nix::sys::stat::{Mode, SFlag, fchmod, fstatat, mkdirat};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fchownat, fsync, symlinkat, unlinkat};
 
-use super::change::{Act, BESIDE, Change, Look};
+use super::change::{Act, Change, Look};
+#[cfg(doc)]
 use super::closure::CURRENT_SYSTEM;
 use crate::tree::{self, Content, Entry, Node, TreeError, show};
 
@@ -77,45 +79,84 @@ impl Machine {
     /// # Errors
     /// [`TreeError`]: then the path is as it was.
     pub fn make(&self, change: &Change) -> Result<(), TreeError> {
+        if change.act == Act::Leave {
+            return Ok(());
+        }
         let shown = self.name(&change.path);
         let Some((parent, name)) = self.parent(&change.path)? else {
             return match change.act {
-                Act::Remove | Act::Leave => Ok(()),
+                Act::Remove | Act::Clear | Act::Leave => Ok(()),
                 _ => Err(TreeError::Conflict { path: show(&change.path), why: "is in a directory that is not there".into() }),
             };
         };
         let made = match &change.act {
             Act::Leave => return Ok(()),
-            Act::Put(entry) => tidy(&parent, name, put(&parent, name, entry, &shown))?,
-            Act::Beside(entry) => {
-                let mut beside = name.to_owned();
-                beside.push(BESIDE);
-                tidy(&parent, &beside, put(&parent, &beside, entry, &shown))?
+            Act::Put(entry) | Act::Beside(entry) => {
+                let unfinished = unfinished(&parent, name);
+                tidy(&parent, &unfinished, put(&parent, name, &unfinished, entry, &shown))?
             }
-            Act::Remove => remove(&parent, name),
+            Act::Clear | Act::Remove => remove(&parent, name),
         };
         made.and_then(|()| fsync(&parent)).map_err(told("changing", &shown))
     }
 
-    /// Makes the system at `closure` the current one: one link is replaced by another, and is on the disk before this returns.
+    /// Replaces the link `name`, such as [`CURRENT_SYSTEM`], by one to `closure`, which is on the disk before this returns.
     ///
     /// # Errors
-    /// [`TreeError`]: then the former one is still current.
-    pub fn switch(&self, closure: &Path) -> Result<(), TreeError> {
-        let path = CURRENT_SYSTEM.trim_start_matches('/').as_bytes();
-        self.make(&Change { path: path.to_vec(), act: Act::Put(Entry::symlink(closure.as_os_str().as_bytes())) })
+    /// [`TreeError`]: then it leads where it did.
+    pub fn set_link(&self, name: &str, closure: &Path) -> Result<(), TreeError> {
+        self.write(name, Entry::symlink(closure.as_os_str().as_bytes()))
     }
 
-    /// The closure of the system that is current; `None` when there is none.
+    /// Writes `entry` at `path`, whatever is there; a directory that it is in is made.
+    ///
+    /// # Errors
+    /// [`TreeError`]: then the path is as it was.
+    pub fn write(&self, path: &str, entry: Entry) -> Result<(), TreeError> {
+        let path = path.trim_start_matches('/').as_bytes();
+        let put = |path: &[u8], entry| self.make(&Change { path: path.to_vec(), act: Act::Put(entry), of_user: false });
+        if let Some(above) = tree::parent(path)
+            && self.parent(path)?.is_none()
+        {
+            put(above, Entry::dir(0o755))?;
+        }
+        put(path, entry)
+    }
+
+    /// Removes what is at `path`, if anything.
+    ///
+    /// # Errors
+    /// [`TreeError`].
+    pub fn remove(&self, path: &str) -> Result<(), TreeError> {
+        self.make(&Change { path: path.trim_start_matches('/').as_bytes().to_vec(), act: Act::Remove, of_user: false })
+    }
+
+    /// The names in the directory `path`, as far as they are UTF-8; none when there is no such directory.
+    ///
+    /// # Errors
+    /// [`TreeError::Host`] when it cannot be read.
+    pub fn names(&self, path: &str) -> Result<Vec<String>, TreeError> {
+        let inside = [path.trim_start_matches('/').as_bytes(), b"/."].concat();
+        let Some((held, _)) = self.parent(&inside)? else { return Ok(Vec::new()) };
+        let mut directory = Dir::from_fd(held).map_err(told("reading", &self.name(&inside)))?;
+        let mut names = Vec::new();
+        for entry in directory.iter() {
+            let entry = entry.map_err(told("reading", &self.name(&inside)))?;
+            names.extend(entry.file_name().to_str().map(str::to_owned).ok());
+        }
+        Ok(names)
+    }
+
+    /// Where the link `name`, such as [`CURRENT_SYSTEM`], leads; `None` when there is none.
     ///
     /// # Errors
     /// [`TreeError::Host`].
-    pub fn current(&self) -> Result<Option<PathBuf>, TreeError> {
-        let path = CURRENT_SYSTEM.trim_start_matches('/').as_bytes();
+    pub fn link(&self, name: &str) -> Result<Option<PathBuf>, TreeError> {
+        let path = name.trim_start_matches('/').as_bytes();
         let Some((parent, name)) = self.parent(path)? else { return Ok(None) };
         match readlinkat(&parent, name) {
             Ok(target) => Ok(Some(target.into())),
-            Err(Errno::ENOENT) => Ok(None),
+            Err(Errno::ENOENT | Errno::EINVAL) => Ok(None),
             Err(error) => Err(told("reading", &self.name(path))(error)),
         }
     }
@@ -165,37 +206,43 @@ fn remove(parent: &OwnedFd, name: &OsStr) -> nix::Result<()> {
     }
 }
 
-fn unfinished(name: &OsStr) -> OsString {
-    let mut name = name.to_owned();
-    name.push(UNFINISHED);
-    name
+/// The name of a file while it is written. One that is left over from a power cut is written anew; where a user has put something else, another is taken,
+/// which he cannot know.
+fn unfinished(parent: &OwnedFd, name: &OsStr) -> OsString {
+    let mut unfinished = name.to_owned();
+    unfinished.push(UNFINISHED);
+    let taken = match remove(parent, &unfinished) {
+        Ok(()) => fstatat(parent, unfinished.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW).is_ok(),
+        Err(_) => true,
+    };
+    if taken {
+        use std::hash::{BuildHasher as _, RandomState};
+        unfinished.push(format!("-{:016x}", RandomState::new().hash_one(std::process::id())));
+    }
+    unfinished
 }
 
 /// Leaves nothing unfinished behind a failure.
-fn tidy(parent: &OwnedFd, name: &OsStr, made: Result<nix::Result<()>, TreeError>) -> Result<nix::Result<()>, TreeError> {
+fn tidy(parent: &OwnedFd, unfinished: &OsStr, made: Result<nix::Result<()>, TreeError>) -> Result<nix::Result<()>, TreeError> {
     if !matches!(made, Ok(Ok(()))) {
-        let _ = remove(parent, &unfinished(name));
+        let _ = remove(parent, unfinished);
     }
     made
 }
 
-fn put(parent: &OwnedFd, name: &OsStr, entry: &Entry, shown: &Path) -> Result<nix::Result<()>, TreeError> {
+fn put(parent: &OwnedFd, name: &OsStr, unfinished: &OsStr, entry: &Entry, shown: &Path) -> Result<nix::Result<()>, TreeError> {
     let (uid, gid) = (Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)));
-    let unfinished = unfinished(name);
-    let finish = || renameat(parent, unfinished.as_os_str(), parent, name);
+    let finish = || renameat(parent, unfinished, parent, name);
     Ok(match &entry.node {
         Node::Dir => mkdirat(parent, name, Mode::S_IRWXU)
             .and_then(|()| openat(parent, name, DIRECTORY, Mode::empty()))
-            .and_then(|held| fchown(&held, uid, gid).and_then(|()| fchmod(&held, permissions(entry)))),
-        Node::Symlink(target) => remove(parent, &unfinished)
-            .and_then(|()| symlinkat(OsStr::from_bytes(target), parent, unfinished.as_os_str()))
-            .and_then(|()| fchownat(parent, unfinished.as_os_str(), uid, gid, AtFlags::AT_SYMLINK_NOFOLLOW))
+            .and_then(|held| fchown(&held, uid, gid).and_then(|()| fchmod(&held, permissions(entry))).and_then(|()| fsync(&held))),
+        Node::Symlink(target) => symlinkat(OsStr::from_bytes(target), parent, unfinished)
+            .and_then(|()| fchownat(parent, unfinished, uid, gid, AtFlags::AT_SYMLINK_NOFOLLOW))
             .and_then(|()| finish()),
         Node::File(file) => {
             let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-            let opened =
-                remove(parent, &unfinished).and_then(|()| openat(parent, unfinished.as_os_str(), flags, Mode::S_IRUSR | Mode::S_IWUSR));
-            let mut out = match opened {
+            let mut out = match openat(parent, unfinished, flags, Mode::S_IRUSR | Mode::S_IWUSR) {
                 Ok(held) => File::from(held),
                 Err(error) => return Ok(Err(error)),
             };

@@ -20,6 +20,7 @@
 //! | [`disk`] | the partitions of its disk |
 //! | [`installed`] | a system that is in a store, read back |
 //! | [`change`] | what a machine must change to go from one system to another |
+//! | [`generation`] | what the loader and process 1 do with one generation among others |
 //! | [`machine`] | the files of a machine, looked at and changed |
 //! | [`derivations`] | the derivations that make all that |
 //!
@@ -34,6 +35,7 @@ pub mod closure;
 pub mod derivations;
 pub mod disk;
 pub mod fields;
+pub mod generation;
 pub mod installed;
 pub mod machine;
 pub mod model;

@@ -589,6 +589,10 @@ impl OperatingSystem {
                 ));
             }
         }
+        for name in super::generation::taken(&self.loader) {
+            let problem = "is how generations are started";
+            found.push(Problem::new(format!("loader.{name}"), problem, "leave it out: rc scripts are for what a start needs besides"));
+        }
         if self.time_zone.split('/').any(|name| matches!(name, "" | "." | "..")) {
             let problem = format!("`{}' is not allowed", self.time_zone);
             found.push(Problem::new("time-zone", problem, "write a name such as UTC or Europe/Paris"));

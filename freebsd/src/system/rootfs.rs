@@ -7,7 +7,7 @@
 use std::path::Path;
 
 use super::base::TIME;
-use super::closure::{CURRENT_SYSTEM, Closure, PRIVILEGED, PROFILE_DIRECTORIES, in_profile, is_privileged};
+use super::closure::{BOOT_SYSTEM, CURRENT_SYSTEM, Closure, PRIVILEGED, PROFILE_DIRECTORIES, in_profile, is_privileged};
 use super::model::OperatingSystem;
 use crate::tree::{Content, Entry, Node, Tree, TreeError};
 
@@ -113,7 +113,8 @@ pub fn compose(ingredients: Ingredients<'_>) -> Result<Tree, String> {
     let mut root = outside(system, closure)?;
 
     // The store, and what knows of it.
-    root.insert("run/current-system", plain(Entry::symlink(path))).map_err(tell)?;
+    root.insert("run/current-system", plain(Entry::symlink(BOOT_SYSTEM))).map_err(tell)?;
+    root.insert(BOOT_SYSTEM, plain(Entry::symlink(path))).map_err(tell)?;
     root.insert(store, plain(Entry::dir(0o755))).map_err(tell)?;
     for (item, tree) in items {
         root.graft(&item, tree).map_err(tell)?;
@@ -121,6 +122,7 @@ pub fn compose(ingredients: Ingredients<'_>) -> Result<Tree, String> {
     root.insert(format!("{state}/db/db.sqlite"), plain(Entry::host_file(0o644, database.0, database.1))).map_err(tell)?;
     root.insert(format!("{state}/db/schema"), plain(Entry::file(0o644, b"7".to_vec()))).map_err(tell)?;
     root.insert(format!("{state}/gcroots/current-system"), plain(Entry::symlink(CURRENT_SYSTEM))).map_err(tell)?;
+    root.insert(format!("{state}/gcroots/boot-system"), plain(Entry::symlink(BOOT_SYSTEM))).map_err(tell)?;
     root.complete(&plain(Entry::dir(0o755)));
     root.check().map_err(tell)?;
     Ok(root)

@@ -63,6 +63,22 @@ enum SystemCommand {
         #[arg(long, value_name = "DIR", default_value = "/")]
         root: PathBuf,
     },
+    /// Make the closure, and let this machine go to it, if it can leave it by itself; with --reboot start it
+    Reconfigure {
+        #[command(flatten)]
+        make: MakeArguments,
+        /// Start the machine again, with the new system on trial
+        #[arg(long)]
+        reboot: bool,
+    },
+    /// Bring together the system that the machine was started with and its files, as rc(8) does at each start
+    Settle {
+        /// The machine is up: its system is the one that is started from now on
+        #[arg(long)]
+        ready: bool,
+        #[command(flatten)]
+        place: generations::Place,
+    },
     /// Go back to the generation before the current one
     Rollback(generations::Place),
     /// Go to a generation: a number, +N or -N from the current one, or a closure in the store
@@ -105,6 +121,8 @@ enum Action {
     Boot(boot::BootArguments),
     /// Of the machine whose root directory this is.
     Deploy(PathBuf),
+    /// Of this machine, which is started again then, or not.
+    Reconfigure(bool),
 }
 
 impl Action {
@@ -116,11 +134,21 @@ impl Action {
             Action::Image => "image",
             Action::Boot(_) => "boot",
             Action::Deploy(_) => "deploy",
+            Action::Reconfigure(_) => "reconfigure",
         }
     }
 
     fn has_rootfs(&self) -> bool {
-        !matches!(self, Action::Build | Action::Deploy(_))
+        !matches!(self, Action::Build) && self.machine().is_none()
+    }
+
+    /// The root directory of the machine that is changed.
+    fn machine(&self) -> Option<PathBuf> {
+        match self {
+            Action::Deploy(root) => Some(root.clone()),
+            Action::Reconfigure(_) => Some("/".into()),
+            _ => None,
+        }
     }
 
     fn has_image(&self) -> bool {
@@ -386,6 +414,8 @@ pub(super) async fn run(site: Site, arguments: SystemArguments) -> Result<(), Fa
         SystemCommand::Image(arguments) => make(site, Action::Image, arguments).await,
         SystemCommand::Boot { make: arguments, boot } => make(site, Action::Boot(boot), arguments).await,
         SystemCommand::Deploy { make: arguments, root } => make(site, Action::Deploy(root), arguments).await,
+        SystemCommand::Reconfigure { make: arguments, reboot } => make(site, Action::Reconfigure(reboot), arguments).await,
+        SystemCommand::Settle { ready, place } => generations::settle(&site, &place, ready),
         SystemCommand::Rollback(place) => generations::rollback(&site, &place),
         SystemCommand::SwitchGeneration { generation, place } => generations::switch(&site, &place, &generation),
         SystemCommand::ListGenerations(place) => generations::list(&site, &place),
@@ -450,18 +480,18 @@ async fn make(mut site: Site, action: Action, arguments: MakeArguments) -> Resul
     }
     let plan = plan(&file.system, &sources, &dir, &arguments.system)?;
     let goal = match &action {
-        Action::Build | Action::Deploy(_) => &plan.system,
+        Action::Build | Action::Deploy(_) | Action::Reconfigure(_) => &plan.system,
         Action::Rootfs => &plan.rootfs,
         Action::Image | Action::Boot(_) => &plan.image,
     };
     let mut report = describe(&file, &plan, &dir, &action);
     // What deploying changes is only known with the closure.
-    if arguments.dry_run && !matches!(action, Action::Deploy(_)) {
+    if arguments.dry_run && action.machine().is_none() {
         report.say("dry_run", "yes");
         return report.print(arguments.json);
     }
-    if let Action::Deploy(root) = &action {
-        generations::check(&site, &generations::Place::new(root.clone(), true, false))?;
+    if let Some(root) = action.machine() {
+        generations::check(&site, &generations::Place::new(root, true, false))?;
     }
     let mut client = site.connect().await?;
     let quiet = arguments.quiet;
@@ -500,9 +530,20 @@ async fn make(mut site: Site, action: Action, arguments: MakeArguments) -> Resul
         let items = manifest.split(|byte| *byte == b'\n').filter_map(|line| line.strip_prefix(prefix.as_slice()));
         Ok(items.filter(|rest| !rest.split(|byte| *byte == b' ').next().unwrap_or_default().contains(&b'/')).count())
     };
-    if let Action::Deploy(root) = &action {
-        let place = generations::Place::new(root.clone(), arguments.dry_run, arguments.json);
-        return generations::deploy(&site, &place, &output(&plan.system), report);
+    if let Some(root) = action.machine() {
+        let place = generations::Place::new(root, arguments.dry_run, arguments.json);
+        generations::deploy(&site, &place, &output(&plan.system), matches!(action, Action::Reconfigure(_)), report)?;
+        if matches!(action, Action::Reconfigure(true)) && !arguments.dry_run {
+            const SHUTDOWN: &str = "/sbin/shutdown";
+            let ended = std::process::Command::new(SHUTDOWN)
+                .args(["-r", "now"])
+                .status()
+                .map_err(|error| format!("running `{SHUTDOWN}': {error}"))?;
+            if !ended.success() {
+                return Err(format!("`{SHUTDOWN} -r now' failed: {ended}; restart the machine by hand").into());
+            }
+        }
+        return Ok(());
     }
     if action.has_rootfs() {
         let rootfs = output(&plan.rootfs);

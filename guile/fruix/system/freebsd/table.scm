@@ -283,8 +283,8 @@
 ;; Each builder with the version of what it makes, and the variable that has it.
 (define %builders
   '(("builtin:freebsd-base" . "2")
-    ("builtin:freebsd-system" . "4")
-    ("builtin:freebsd-rootfs" . "3")
+    ("builtin:freebsd-system" . "5")
+    ("builtin:freebsd-rootfs" . "4")
     ("builtin:freebsd-image" . "2")
     ("builtin:freebsd-source" . "1")
     ("builtin:freebsd-pkg" . "1")
