@@ -42,7 +42,7 @@ pub const PLATFORM: &str = "x86_64-freebsd";
 /// output, a file, a mode. Then all derivations that it builds are others, and nothing made by the older one is taken for what the newer one makes.
 pub const BUILDERS: [(&str, u32); 7] = [
     ("builtin:freebsd-base", 2),
-    ("builtin:freebsd-system", 5),
+    ("builtin:freebsd-system", 6),
     ("builtin:freebsd-rootfs", 4),
     ("builtin:freebsd-image", 2),
     ("builtin:freebsd-source", 1),

@@ -123,13 +123,15 @@ pub(super) fn early(path: &str) -> String {
          \tseconds=$(kenv -q fruix.trial_seconds) || seconds={TRIAL_SECONDS}\n\
          \t(\n\
          \t\ttrap '' HUP INT TERM\n\
-         \t\tsleep \"$seconds\"\n\
+         \t\t# Nothing can be run for the moment in which /run is empty.\n\
+         \t\tuntil sleep \"$seconds\"; do :; done\n\
          \t\t[ ! -e {UP} ] || exit 0\n\
          \t\techo \"fruix: not ready after $seconds seconds: the former system is started\" >/dev/console\n\
          \t\tkill -INT 1\n\
          \t\tsleep 60\n\
          \t\treboot -qn\n\
          \t) </dev/null >/dev/null 2>&1 &\n\
+         \tsleep 1\n\
          fi\n\
          # When /run is empty no program is found by its usual name, nor what it is linked with.\n\
          made() {{ LD_LIBRARY_PATH='{path}/profile/lib' '{path}/profile/libexec/ld-elf.so.1' '{path}/profile/bin/ln' -s '{path}' \"$1\"; }}\n\

@@ -283,7 +283,7 @@
 ;; Each builder with the version of what it makes, and the variable that has it.
 (define %builders
   '(("builtin:freebsd-base" . "2")
-    ("builtin:freebsd-system" . "5")
+    ("builtin:freebsd-system" . "6")
     ("builtin:freebsd-rootfs" . "4")
     ("builtin:freebsd-image" . "2")
     ("builtin:freebsd-source" . "1")
