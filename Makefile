@@ -65,12 +65,19 @@ systems: prepare
 	./compat-tests/systems/boot.sh
 	./compat-tests/systems/sources.sh
 	./compat-tests/systems/pkg.sh
+	./compat-tests/systems/native-plan.sh
 
 # Generations on a FreeBSD that runs: FREEBSD_BASE=DIR, and what compat-tests/systems/machine.sh says.  An hour and more; not part of check.
 machine: prepare
 	./compat-tests/systems/machine.sh
 
 .PHONY: systems machine
+
+# FreeBSD built from FREEBSD_SOURCE=DIR by derivations: an hour or so.
+native: prepare
+	./compat-tests/systems/native.sh
+
+.PHONY: native
 
 # The tests for FreeBSD, run by FREEBSD_GUEST=COMMAND in a guest; see build-aux/check-freebsd.
 check-freebsd: prepare

@@ -372,7 +372,7 @@ impl Builder {
             program,
             env,
             user: ids,
-            ..spec(&self.settings, job)
+            ..spec(&self.settings, job)?
         };
         let plan = if confined { self.sandbox.plan(&spec)? } else { Plan::unconfined(&spec)? };
         Ok((Workspace { running: None, root, build_dir: made.take(), user }, plan))
@@ -711,9 +711,9 @@ impl Builder {
 }
 
 /// What of a spec follows from settings and derivation alone; the rest is as for a look at it.
-fn spec(settings: &Settings, job: &JobFacts) -> BuildSpec {
+fn spec(settings: &Settings, job: &JobFacts) -> Result<BuildSpec, Error> {
     let inside = PathBuf::from(format!("/tmp/guix-build-{}-0", job.drv_path.name()));
-    BuildSpec {
+    Ok(BuildSpec {
         drv_name: settings.store_dir.display(&job.drv_path).to_string(),
         traced: job.traced,
         store_dir: settings.store_dir.clone(),
@@ -724,6 +724,7 @@ fn spec(settings: &Settings, job: &JobFacts) -> BuildSpec {
         inputs: job.inputs.clone(),
         outputs: job.drv.output_paths().map(|path| job.redirected.get(path).unwrap_or(path).clone()).collect(),
         extra_dirs: settings.chroot_dirs.clone(),
+        builder_root: builder_root(settings, job)?,
         host_files: Vec::new(),
         program: exec(job),
         fixed_output: job.drv.is_fixed_output(),
@@ -732,7 +733,28 @@ fn spec(settings: &Settings, job: &JobFacts) -> BuildSpec {
         system: settings.system.clone(),
         impersonate_linux_26: settings.impersonate_linux_26,
         isolate_host_loopback: settings.isolate_host_loopback,
+    })
+}
+
+/// What of an input shows in the root of a derivation that names it in `builderRoot`: a builder may then run programs that want to be in their usual places.
+const ROOT_DIRECTORIES: [&str; 7] = ["bin", "lib", "lib32", "lib64", "libexec", "sbin", "usr"];
+
+fn builder_root(settings: &Settings, job: &JobFacts) -> Result<Vec<(PathBuf, PathBuf)>, Error> {
+    let Some(value) = job.drv.env_var("builderRoot") else { return Ok(Vec::new()) };
+    let wrong = |why: &str| Error::request(format!("builderRoot of `{}': `{value}' {why}", settings.store_dir.display(&job.drv_path)));
+    if !settings.use_chroot || !builtin_job::confinable(&job.drv) {
+        return Err(wrong("needs a sandbox, which this daemon does not make"));
     }
+    let path = value.to_str().ok().and_then(|text| settings.store_dir.parse(text).ok());
+    let Some(path) = path.filter(|path| job.inputs.contains(path)) else { return Err(wrong("is none of its inputs")) };
+    let top = PathBuf::from(settings.store_dir.display(&path));
+    let is_directory = std::fs::symlink_metadata(&top).is_ok_and(|metadata| metadata.is_dir());
+    let named = ROOT_DIRECTORIES.iter().map(|name| (Path::new("/").join(name), top.join(name)));
+    let shown: Vec<_> = named.filter(|(_, source)| std::fs::symlink_metadata(source).is_ok()).collect();
+    if !is_directory || shown.is_empty() {
+        return Err(wrong(&format!("has none of the directories {}", ROOT_DIRECTORIES.join(", "))));
+    }
+    Ok(shown)
 }
 
 fn exec(job: &JobFacts) -> Program {
@@ -764,7 +786,7 @@ pub(crate) fn plan_for(settings: &Settings, store: &Store, drv_path: &StorePath)
     };
     let confined = settings.use_chroot && builtin_job::confinable(&job.drv);
     let root = confined.then(|| PathBuf::from(format!("{}.chroot/top", store.print(drv_path))));
-    let spec = BuildSpec { root, ..spec(settings, &job) };
+    let spec = BuildSpec { root, ..spec(settings, &job)? };
     Ok(if confined { sandbox::confined_plan(&spec, &Site { limits: settings.limits.clone() })? } else { Plan::unconfined(&spec)? })
 }
 

@@ -121,6 +121,7 @@ mod freebsd {
                 inputs: BTreeSet::from([path('1', "shell")]),
                 outputs: vec![out],
                 extra_dirs: ["/bin", "/lib", "/libexec", "/sbin", "/usr"].map(|dir| (dir.into(), dir.into())).to_vec(),
+                builder_root: Vec::new(),
                 host_files: Vec::new(),
                 program: Program::Exec { path: shell.into(), args: ["sh", "-c", script].map(Into::into).to_vec() },
                 env: env.map(|(name, value)| (name.into(), value.into())).into(),

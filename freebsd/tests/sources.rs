@@ -236,7 +236,7 @@ fn packages_have_derivations_that_follow_from_what_is_locked() {
     system.repository.clone_from(&system.base.repository);
     let made = fruix_freebsd::system::derivations::plan(&system, &Sources::default(), &dir, PLATFORM).unwrap();
     assert_eq!(made.profile.as_ref().unwrap().outputs, here.profile.outputs);
-    let drv = made.texts.iter().find(|text| text.path == made.base.path).unwrap();
+    let drv = made.texts.iter().find(|text| text.path == made.bases[0].path).unwrap();
     let drv = aterm::parse(&dir, &drv.text).unwrap();
     let archives: Vec<String> = here.packages.iter().map(|package| dir.display(&package.archive)).collect();
     assert_eq!(drv.env.iter().find(|(name, _)| **name == "pkgs").unwrap().1.to_string(), archives.join(" "));

@@ -55,6 +55,12 @@ fn every_wrong_repository_is_told_line_field_and_remedy() {
     assert!(count >= 15, "{count}");
 }
 
+#[test]
+fn every_wrong_build_is_told_line_field_and_remedy() {
+    let count = wrong_files("wrong-builds", |text| SystemFile::parse(Path::new("os.toml"), text).err());
+    assert!(count >= 20, "{count}");
+}
+
 /// A file below `tests`: blocks of `--- what is wrong`, the file (`@base` stands for a right beginning), `===`, and what is said of it.
 /// With `UPDATE_WRONG_SYSTEMS` set, what is said is written there anew.
 fn wrong_files(golden: &str, problems: impl Fn(&str) -> Option<Vec<Located>>) -> usize {

@@ -1,4 +1,5 @@
 //! `builtin:freebsd-source`: the tree of a source of FreeBSD, normalised, with what was declared of it and what it is.
+//! `builtin:freebsd-source-part`: what of such a tree one build reads, patched, and nothing else.
 //!
 //! What a tree comes to is said by `fruix_freebsd::system::source`; the derivation is that of `fruix_freebsd::system::derivations::plan_source`.
 
@@ -9,6 +10,7 @@ use std::path::PathBuf;
 use bstr::ByteSlice;
 use fruix_drv::{Hash, HashAlgo, Hasher};
 use fruix_freebsd::system::base;
+use fruix_freebsd::system::native::{self, SourcePart};
 use fruix_freebsd::system::source::{self, Effective, FreebsdSource, METADATA, SRC_TXZ, TREE};
 use fruix_freebsd::tree::{Node, Tree, TreeError};
 use fruix_protocol::nar;
@@ -49,6 +51,24 @@ pub fn source(input: &BuiltinInput, log: &mut dyn Write) -> Result<(), BuiltinEr
     let file = target.join(METADATA);
     fs::write(&file, source::metadata(&declared, &effective)).map_err(BuiltinError::io("writing", &file))?;
     say(log, &format!("{}: {} entries, {size} bytes as archive, sha256 {}", out.path, tree.len(), effective.sha256));
+    Ok(())
+}
+
+/// Takes of a source what belongs to a part of it.
+pub fn part(input: &BuiltinInput, log: &mut dyn Write) -> Result<(), BuiltinError> {
+    input.check_version("builtin:freebsd-source-part")?;
+    let wanted: SourcePart = input.description("part")?;
+    let tell = |error: TreeError| input.system_error(error.to_string());
+    let mut tree = source::from_directory(&input.store_file("source")?.join(TREE)).map_err(tell)?;
+    for patch in input.required("patches")?.split_whitespace() {
+        let file = input.in_store(patch)?;
+        let applied = native::read_patch(&file).and_then(|patch| native::apply(&mut tree, &patch));
+        applied.map_err(|reason| input.system_error(format!("{patch}: {reason}")))?;
+    }
+    let tree = native::part(&tree, &wanted).map_err(|error| input.system_error(format!("the part {}: {error}", wanted.name)))?;
+    let out = input.fixed_output()?;
+    base::write_files(&tree, out.target()).map_err(tell)?;
+    say(log, &format!("{}: {} entries", out.path, tree.len()));
     Ok(())
 }
 

@@ -135,17 +135,17 @@ pub fn base(input: &BuiltinInput, log: &mut dyn Write) -> Result<(), BuiltinErro
 type Packages = BTreeMap<String, (String, Tree)>;
 
 fn packages(input: &BuiltinInput) -> Result<(Packages, String), BuiltinError> {
-    let (mut packages, mut source) = (Packages::new(), String::new());
+    let (mut packages, mut sources) = (Packages::new(), Vec::<String>::new());
     for word in input.required("packages")?.split_whitespace() {
         let (name, path) = word.split_once('=').ok_or_else(|| input.system_error(format!("packages: `{word}' is no NAME=PATH")))?;
         let (files, made_from) = base::read_package(&input.in_store(path)?).map_err(|error| input.system_error(error.to_string()))?;
         // A profile was made from packages that say so themselves.
-        if !made_from.is_empty() {
-            source = made_from;
+        if !made_from.is_empty() && !sources.contains(&made_from) {
+            sources.push(made_from);
         }
         packages.insert(name.to_owned(), (path.to_owned(), files));
     }
-    Ok((packages, source))
+    Ok((packages, sources.join(" ")))
 }
 
 fn composed(input: &BuiltinInput, system: &OperatingSystem, path: &str) -> Result<Closure, BuiltinError> {

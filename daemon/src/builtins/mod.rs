@@ -286,7 +286,7 @@ enum Reach {
 }
 
 /// The built-in builders: those of guix-daemon 1.5.0, and ours for FreeBSD systems.
-const BUILTINS: [(&str, Reach, Builtin); 9] = [
+const BUILTINS: [(&str, Reach, Builtin); 10] = [
     ("download", Reach::Files, download::perform),
     ("freebsd-base", Reach::Inputs, freebsd_system::base),
     ("freebsd-image", Reach::Inputs, freebsd_image::image),
@@ -294,6 +294,7 @@ const BUILTINS: [(&str, Reach, Builtin); 9] = [
     ("freebsd-profile", Reach::Inputs, freebsd_pkg::profile),
     ("freebsd-rootfs", Reach::Inputs, freebsd_system::rootfs),
     ("freebsd-source", Reach::Inputs, freebsd_source::source),
+    ("freebsd-source-part", Reach::Inputs, freebsd_source::part),
     ("freebsd-system", Reach::Inputs, freebsd_system::system),
     ("git-download", Reach::Network, git_download::perform),
 ];
@@ -328,6 +329,7 @@ pub fn lookup(name: &str) -> Option<fn(&[u8]) -> i32> {
         "freebsd-profile" => |input| run("freebsd-profile", input),
         "freebsd-rootfs" => |input| run("freebsd-rootfs", input),
         "freebsd-source" => |input| run("freebsd-source", input),
+        "freebsd-source-part" => |input| run("freebsd-source-part", input),
         "freebsd-system" => |input| run("freebsd-system", input),
         _ => |input| run("git-download", input),
     })

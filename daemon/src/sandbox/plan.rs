@@ -44,6 +44,8 @@ pub struct BuildSpec {
     pub outputs: Vec<StorePath>,
     /// What the site adds to the root: target and source on the host.
     pub extra_dirs: Vec<(PathBuf, PathBuf)>,
+    /// What the derivation adds to the root (`builderRoot`): target, and source in one of its inputs.
+    pub builder_root: Vec<(PathBuf, PathBuf)>,
     /// Files of the host that the builder may read where they are, provided that it could read them on the host; others are left out in silence.
     /// For the `file:` URLs and certificates of built-in builders.
     pub host_files: Vec<PathBuf>,
@@ -511,6 +513,10 @@ impl Plan {
             }
             bind(target, source, source.starts_with(store), Lookup::Link);
         }
+        for (target, source) in &spec.builder_root {
+            // A link on the way could lead out of the store.
+            bind(target, source, true, Lookup::Strict);
+        }
         for file in &spec.host_files {
             if file.is_absolute()
                 && !file.components().any(|part| part == Component::ParentDir)
@@ -806,6 +812,7 @@ mod tests {
             inputs: BTreeSet::from([path('1', "bash"), path('2', "source")]),
             outputs: vec![path('0', "hello")],
             extra_dirs: vec![("/opt".into(), "/frx/store/kept".into()), ("/bin/sh".into(), "/bin/dash".into())],
+            builder_root: Vec::new(),
             host_files: Vec::new(),
             program: Program::Exec { path: "/frx/store/bash".into(), args: vec!["bash".into(), "-c".into(), "exit 1".into()] },
             env: BTreeMap::from([("out".into(), "/frx/store/hello".into()), ("EMPTY".into(), "".into()), ("b".into(), "\n".into())]),
@@ -898,6 +905,17 @@ outputs
         assert_eq!(builtin.network, Network::Host);
         let read: Vec<_> = builtin.mounts.iter().filter(|mount| matches!(mount, Mount::Bind { lookup: Lookup::AsBuilder, .. })).collect();
         assert_eq!(read.iter().map(|mount| mount.target()).collect::<Vec<_>>(), [Path::new("/srv/a")]);
+    }
+
+    /// A link on the way to what is shown could lead anywhere, so none is followed.
+    #[test]
+    fn what_a_derivation_adds() {
+        let source = PathBuf::from("/frx/store/11111111111111111111111111111111-bash/usr");
+        let spec = BuildSpec { builder_root: vec![("/usr".into(), source.clone())], ..spec() };
+        for plan in [Plan::confined(&spec, &host()).unwrap(), Plan::jailed(&spec, &host(), &[]).unwrap()] {
+            let expected = Mount::Bind { source: source.clone(), target: "/usr".into(), read_only: true, lookup: Lookup::Strict };
+            assert!(plan.mounts.contains(&expected), "{plan}");
+        }
     }
 
     #[test]

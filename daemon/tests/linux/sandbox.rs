@@ -253,6 +253,7 @@ impl World {
             inputs: BTreeSet::new(),
             outputs: vec![store_path(0, "out")],
             extra_dirs: Vec::new(),
+            builder_root: Vec::new(),
             host_files: Vec::new(),
             program: Program::Builtin { name: "look".to_owned(), network: true, input: Vec::new() },
             env: BTreeMap::from([("NAME".into(), "value".into())]),

@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
+use super::native::INFO;
 use super::packages::{PackageList, matches};
 use crate::tree::{Content, DirectoryOptions, Entry, ManifestOptions, Node, Owners, Time, Tree, TreeError};
 
@@ -17,8 +18,10 @@ pub const MANIFEST: &str = "METALOG";
 const SOURCE: &str = "# made from ";
 /// The time of everything, as in a store.
 pub const TIME: Time = Time::seconds(1);
-/// What a base may have, and a system makes for itself; and a list of files, which each package has of its own.
-pub(super) const LEFT_OUT: [&[u8]; 5] = [MANIFEST.as_bytes(), b"etc/pwd.db", b"etc/spwd.db", b"etc/login.conf.db", b"var/db/services.db"];
+/// What a base may have, and a system makes for itself; a list of files, which each package has of its own; and what tells how it was built, which would
+/// keep the toolchain.
+pub(super) const LEFT_OUT: [&[u8]; 6] =
+    [MANIFEST.as_bytes(), INFO.as_bytes(), b"etc/pwd.db", b"etc/spwd.db", b"etc/login.conf.db", b"var/db/services.db"];
 
 fn host(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> TreeError {
     move |source| TreeError::Host { doing, path: path.to_owned(), source }

@@ -17,6 +17,10 @@
 //! package --(builtin:download)-------------------------+--> freebsd-pkg-NAME-VERSION (builtin:freebsd-pkg)
 //! what it must be as canonical text -------------------|              |
 //! packages that it depends on -------------------------+              +--> freebsd-profile-NAME (builtin:freebsd-profile)
+//!
+//! part of a source, by content (builtin:freebsd-source-part) --> freebsd-native-tools
+//! part of a source, by content --+--> freebsd-native-kernel, -loader, -runtime (the toolchain's sh) --> freebsd-VERSION, one each
+//! freebsd-native-tools ----------+
 //! ```
 //!
 //! Neither the place of the system file nor that of what it names is in any of them, so equal inputs give equal derivations.
@@ -28,7 +32,8 @@ use fruix_drv::{
 };
 
 use super::canon;
-use super::model::{BASE_REPOSITORY, Fruixd, Image, OperatingSystem, PKGBASE, Problem, REPOSITORY, Shepherd};
+use super::model::{BASE_REPOSITORY, FreebsdBase, Fruixd, Image, OperatingSystem, PKGBASE, Problem, REPOSITORY, Shepherd};
+use super::native::{self, BUILDS, Build, TOOLS};
 use super::packages::{Cut, NAMES, lists};
 use super::pkg::{Circles, Locked, PkgItems, PkgRepository};
 use super::source::{FreebsdSource, GIT, SRC_TXZ};
@@ -40,7 +45,7 @@ pub const PLATFORM: &str = "x86_64-freebsd";
 ///
 /// A version is raised, and [`super::table`]'s module for Scheme written anew, when the builder makes anything else of the same input: one byte of an
 /// output, a file, a mode. Then all derivations that it builds are others, and nothing made by the older one is taken for what the newer one makes.
-pub const BUILDERS: [(&str, u32); 7] = [
+pub const BUILDERS: [(&str, u32); 8] = [
     ("builtin:freebsd-base", 2),
     ("builtin:freebsd-system", 6),
     ("builtin:freebsd-rootfs", 4),
@@ -48,6 +53,7 @@ pub const BUILDERS: [(&str, u32); 7] = [
     ("builtin:freebsd-source", 1),
     ("builtin:freebsd-pkg", 1),
     ("builtin:freebsd-profile", 1),
+    ("builtin:freebsd-source-part", 1),
 ];
 
 /// The variable of a derivation with the version of its builder. A builder of another version refuses it.
@@ -72,6 +78,32 @@ pub struct Sources {
     pub fruixd: Option<StorePath>,
     /// `services.fruixd.client`.
     pub client: Option<StorePath>,
+    /// What a base is built from.
+    pub native: Option<NativeSources>,
+}
+
+/// What a base is built from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NativeSources {
+    /// The derivation of the source.
+    pub source: Planned,
+    /// The SHA-256 of each of its parts, patched, as an archive of the store, in base 16: what [`native::part`] comes to.
+    pub parts: BTreeMap<&'static str, String>,
+    /// `base.build.toolchain`.
+    pub toolchain: StorePath,
+    /// `base.build.patches`, in their order.
+    pub patches: Vec<StorePath>,
+    /// The file of `base.build.kernel-config`.
+    pub kernel_config: Option<StorePath>,
+}
+
+/// The derivations of a base that is built.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NativePlan {
+    /// The parts of the source, by the build that reads them.
+    pub parts: BTreeMap<&'static str, Planned>,
+    /// What is built.
+    pub builds: BTreeMap<&'static str, Planned>,
 }
 
 /// The names under which local files are in the store.
@@ -88,6 +120,12 @@ pub mod names {
     pub const SOURCE_TREE: &str = "freebsd-source-tree";
     /// The archive of a source.
     pub const SOURCE_ARCHIVE: &str = "src.txz";
+    /// `base.build.toolchain`, where it is a directory.
+    pub const TOOLCHAIN: &str = "freebsd-toolchain";
+    /// One of `base.build.patches`.
+    pub const PATCH: &str = "freebsd-source.patch";
+    /// The file of `base.build.kernel-config`.
+    pub const KERNEL_CONFIG: &str = "freebsd-kernel-config";
 }
 
 /// A text to be added to the store, derivations among them.
@@ -124,8 +162,10 @@ impl Planned {
 pub struct Plan {
     /// All texts, in an order in which they may be added.
     pub texts: Vec<Text>,
-    /// The packages, an output each.
-    pub base: Planned,
+    /// The packages, an output each; several derivations where a base is built.
+    pub bases: Vec<Planned>,
+    /// What is built of the base.
+    pub native: NativePlan,
     /// The packages that are in the system, with their store paths.
     pub packages: BTreeMap<String, StorePath>,
     /// The profile of the packages of its repository.
@@ -228,6 +268,12 @@ fn essential(system: &OperatingSystem, sources: &Sources, dir: &StoreDir) -> Res
     // What they come to is named besides.
     system.base.repository = None;
     system.repository = None;
+    if let Some(build) = &mut system.base.build {
+        // These would keep what is only needed to build.
+        build.toolchain = names::TOOLCHAIN.to_owned();
+        build.kernel_config = build.kernel_name().to_owned();
+        build.patches = build.patches.iter().map(|patch| patch.rsplit('/').next().unwrap_or_default().to_owned()).collect();
+    }
     for set in &mut system.base.sets {
         (set.url, set.path) = (None, None);
     }
@@ -255,6 +301,7 @@ struct Planner<'a> {
     texts: Vec<Text>,
 }
 
+#[derive(Default)]
 struct Recipe<'a> {
     name: String,
     builder: &'a str,
@@ -262,6 +309,9 @@ struct Recipe<'a> {
     drvs: Vec<(&'a Planned, Vec<&'a str>)>,
     sources: BTreeSet<StorePath>,
     env: Vec<(&'a str, String)>,
+    args: Vec<String>,
+    /// Another platform than that of the system.
+    platform: Option<&'a str>,
     /// The hash of its output, with `r:sha256` for that of a tree or `sha256` for that of a file.
     fixed: Option<(&'static str, &'a str)>,
 }
@@ -283,6 +333,7 @@ impl Planner<'_> {
             sources: BTreeSet::new(),
             env: vec![("url", canon::string(url))],
             fixed: Some(("sha256", sha256)),
+            ..Recipe::default()
         })
     }
 
@@ -335,7 +386,7 @@ impl Planner<'_> {
                 drvs: inputs,
                 sources: local.into_iter().chain([about]).collect(),
                 env,
-                fixed: None,
+                ..Recipe::default()
             })?;
             places.insert(locked.name.clone(), made.len());
             made.push(PlannedPkg { locked, archive, download, item });
@@ -349,13 +400,13 @@ impl Planner<'_> {
             drvs: sorted.iter().map(|(_, drv)| (*drv, vec!["out"])).collect(),
             sources: BTreeSet::new(),
             env: vec![("packages", listed(&sorted))],
-            fixed: None,
+            ..Recipe::default()
         })?;
         Ok((made, profile))
     }
 
     fn derivation(&mut self, recipe: Recipe<'_>) -> Result<Planned, PlanError> {
-        let Recipe { name, builder, outputs, drvs, sources, env, fixed } = recipe;
+        let Recipe { name, builder, outputs, drvs, sources, env, args, platform, fixed } = recipe;
         // Any path will do until the right ones are computed.
         let blank = path::text_path(self.dir, "blank", b"", &BTreeSet::new())?;
         let (algorithm, hash) = fixed.unwrap_or_default();
@@ -367,9 +418,9 @@ impl Planner<'_> {
                 .map(|(drv, outputs)| (drv.path.clone(), outputs.iter().map(|name| (*name).to_owned()).collect()))
                 .collect(),
             input_srcs: sources,
-            platform: self.platform.into(),
+            platform: platform.unwrap_or(self.platform).into(),
             builder: builder.into(),
-            args: Vec::new(),
+            args: args.into_iter().map(Into::into).collect(),
             env: env
                 .into_iter()
                 .chain(version(builder).map(|version| (VERSION, version.to_string())))
@@ -393,6 +444,147 @@ impl Planner<'_> {
         let path = self.text(format!("{name}.drv"), text, drv.references())?;
         Ok(Planned { path, outputs: paths, modulo })
     }
+
+    /// A base that is there, as a tree or as archives.
+    fn ready_base(
+        &mut self,
+        base: &FreebsdBase,
+        sources: &Sources,
+        cut: StorePath,
+        files: &mut Vec<LocalPackage>,
+    ) -> Result<Planned, PlanError> {
+        let dir = self.dir;
+        let show = |path: &StorePath| dir.display(path);
+        let mut archives = Vec::new();
+        for (index, set) in base.sets.iter().enumerate() {
+            let given = sources.sets.get(index).cloned().flatten();
+            archives.push(match (&set.url, given) {
+                (_, Some(path)) => (None, path),
+                (Some(url), None) => {
+                    let file = url.rsplit('/').next().unwrap_or_default();
+                    let drv = self.download(file, url, &set.sha256)?;
+                    let path = drv.out().cloned().ok_or(PlanError::Source { what: "base.sets" })?;
+                    (Some(drv), path)
+                }
+                (None, None) => return Err(PlanError::Source { what: "base.sets" }),
+            });
+        }
+        let mut env = vec![("cut", show(&cut))];
+        let mut inputs = BTreeSet::from([cut]);
+        if base.kind == PKGBASE {
+            let repository = base.repository.as_ref().ok_or(PlanError::Source { what: BASE_REPOSITORY })?;
+            let mut items = PkgItems { packages: Vec::new() };
+            for (locked, drv, path) in self.archives(repository, BASE_REPOSITORY, Circles::Allowed, files)? {
+                items.packages.push(locked.item());
+                archives.push((drv, path));
+            }
+            let items = self.text("freebsd-pkg-items.scm".into(), canon::print(&items).into_bytes(), BTreeSet::new())?;
+            env.push(("items", show(&items)));
+            env.push(("pkgs", archives.iter().map(|(_, path)| show(path)).collect::<Vec<_>>().join(" ")));
+            inputs.insert(items);
+            inputs.extend(archives.iter().filter(|(drv, _)| drv.is_none()).map(|(_, path)| path.clone()));
+        } else if base.kind == "local-tree" {
+            let tree = sources.tree.clone().ok_or(PlanError::Source { what: "base.path" })?;
+            env.push(("tree", show(&tree)));
+            inputs.insert(tree);
+        } else {
+            env.push(("sets", archives.iter().map(|(_, path)| show(path)).collect::<Vec<_>>().join(" ")));
+            inputs.extend(archives.iter().filter(|(drv, _)| drv.is_none()).map(|(_, path)| path.clone()));
+        }
+        self.derivation(Recipe {
+            name: format!("{}-{}", base.name, base.version),
+            builder: "builtin:freebsd-base",
+            outputs: NAMES.to_vec(),
+            drvs: archives.iter().filter_map(|(drv, _)| Some((drv.as_ref()?, vec!["out"]))).collect(),
+            sources: inputs,
+            env,
+            ..Recipe::default()
+        })
+    }
+
+    /// The builds of a base.
+    fn native(&mut self, base: &FreebsdBase, given: &NativeSources) -> Result<NativePlan, PlanError> {
+        let mut plan = NativePlan::default();
+        for build in BUILDS {
+            let part = self.part(&build, given)?;
+            let made = self.build(base, &build, given, &part, plan.builds.get(TOOLS.name))?;
+            plan.parts.insert(build.name, part);
+            plan.builds.insert(build.name, made);
+        }
+        Ok(plan)
+    }
+
+    /// The part of a source that a build reads. What depends on it depends on its content alone.
+    fn part(&mut self, build: &Build, given: &NativeSources) -> Result<Planned, PlanError> {
+        let dir = self.dir;
+        let show = |path: &StorePath| dir.display(path);
+        let sha256 = given.parts.get(build.name).ok_or(PlanError::Source { what: "base.source" })?;
+        let part = self.text(format!("freebsd-source-{}.scm", build.name), canon::print(&build.part()).into_bytes(), BTreeSet::new())?;
+        self.derivation(Recipe {
+            name: format!("freebsd-source-{}", build.name),
+            builder: "builtin:freebsd-source-part",
+            outputs: vec!["out"],
+            drvs: vec![(&given.source, vec!["out"])],
+            sources: given.patches.iter().cloned().chain([part.clone()]).collect(),
+            env: vec![
+                ("part", show(&part)),
+                ("patches", given.patches.iter().map(show).collect::<Vec<_>>().join(" ")),
+                ("source", given.source.out().map(show).unwrap_or_default()),
+            ],
+            fixed: Some(("r:sha256", sha256)),
+            ..Recipe::default()
+        })
+    }
+
+    fn build(
+        &mut self,
+        base: &FreebsdBase,
+        build: &Build,
+        given: &NativeSources,
+        part: &Planned,
+        tools: Option<&Planned>,
+    ) -> Result<Planned, PlanError> {
+        let dir = self.dir;
+        let show = |path: &StorePath| dir.display(path);
+        let settings = base.build.as_ref().ok_or(PlanError::Source { what: "base.build" })?;
+        let sha256 = given.parts.get(build.name).map(String::as_str).unwrap_or_default();
+        let script = self.text(format!("freebsd-native-{}.sh", build.name), build.script().into_bytes(), BTreeSet::new())?;
+        let options = self.text("src.conf".into(), settings.src_conf().into_bytes(), BTreeSet::new())?;
+        let info = settings.info(base, build.name, sha256);
+        let info = self.text(format!("freebsd-native-{}.scm", build.name), info.into_bytes(), BTreeSet::new())?;
+        let mut sources = BTreeSet::from([given.toolchain.clone(), script.clone(), options.clone(), info.clone()]);
+        let mut drvs = vec![(part, vec!["out"])];
+        let mut env = vec![
+            ("builderRoot", show(&given.toolchain)),
+            ("info", show(&info)),
+            ("options", show(&options)),
+            ("source", part.out().map(show).unwrap_or_default()),
+        ];
+        if let Some(tools) = tools {
+            drvs.push((tools, vec!["out"]));
+            env.push(("tools", tools.out().map(show).unwrap_or_default()));
+        }
+        if build.name == native::KERNEL.name {
+            env.push(("config", settings.kernel_name().to_owned()));
+            env.push(("modules", settings.kernel_modules.join(" ")));
+            if let Some(file) = &given.kernel_config {
+                env.push(("file", show(file)));
+                sources.insert(file.clone());
+            }
+        }
+        let builder = format!("{}/bin/sh", show(&given.toolchain));
+        self.derivation(Recipe {
+            name: format!("freebsd-native-{}-{}", build.name, base.version),
+            builder: &builder,
+            outputs: vec!["out"],
+            drvs,
+            sources,
+            env,
+            args: vec![show(&script)],
+            platform: Some(&settings.toolchain_system),
+            fixed: None,
+        })
+    }
 }
 
 /// The derivations of a source in the store `dir`, for `platform`. `given` is its directory, normalised, or its local archive.
@@ -414,6 +606,7 @@ pub fn plan_source(source: &FreebsdSource, given: Option<StorePath>, dir: &Store
                 sources: BTreeSet::new(),
                 env: vec![("url", canon::string(&url)), ("commit", commit), ("recursive?", "#f".to_owned())],
                 fixed: Some(("r:sha256", &sha256)),
+                ..Recipe::default()
             })?)
         }
         SRC_TXZ if source.url.is_some() => {
@@ -434,7 +627,7 @@ pub fn plan_source(source: &FreebsdSource, given: Option<StorePath>, dir: &Store
         drvs: fetch.iter().map(|drv| (drv, vec!["out"])).collect(),
         sources: local.into_iter().chain([declared.clone()]).collect(),
         env: vec![("declared", show(&declared)), (what, show(&input))],
-        fixed: None,
+        ..Recipe::default()
     })?;
     Ok(SourcePlan { texts: planner.texts, input, fetch, source: made })
 }
@@ -462,58 +655,41 @@ pub fn plan(system: &OperatingSystem, sources: &Sources, dir: &StoreDir, platfor
     // The base.
     let cut = Cut { version: base.version.clone(), manifest: base.manifest.clone(), packages: lists() };
     let cut = planner.text("freebsd-cut.scm".into(), canon::print(&cut).into_bytes(), BTreeSet::new())?;
-    let mut archives = Vec::new();
-    for (index, set) in base.sets.iter().enumerate() {
-        let given = sources.sets.get(index).cloned().flatten();
-        archives.push(match (&set.url, given) {
-            (_, Some(path)) => (None, path),
-            (Some(url), None) => {
-                let file = url.rsplit('/').next().unwrap_or_default();
-                let drv = planner.download(file, url, &set.sha256)?;
-                let path = drv.out().cloned().ok_or(PlanError::Source { what: "base.sets" })?;
-                (Some(drv), path)
-            }
-            (None, None) => return Err(PlanError::Source { what: "base.sets" }),
-        });
-    }
+    let mut native = NativePlan::default();
     let mut files = Vec::new();
-    let mut env = vec![("cut", show(&cut))];
-    let mut inputs = BTreeSet::from([cut]);
-    if base.kind == PKGBASE {
-        let repository = base.repository.as_ref().ok_or(PlanError::Source { what: BASE_REPOSITORY })?;
-        let mut items = PkgItems { packages: Vec::new() };
-        for (locked, drv, path) in planner.archives(repository, BASE_REPOSITORY, Circles::Allowed, &mut files)? {
-            items.packages.push(locked.item());
-            archives.push((drv, path));
+    let bases = if base.kind == native::SOURCE {
+        let given = sources.native.as_ref().ok_or(PlanError::Source { what: "base.source" })?;
+        native = planner.native(base, given)?;
+        let mut bases = Vec::new();
+        for (build, made) in BUILDS.iter().filter_map(|build| Some((build, native.builds.get(build.name)?))) {
+            let outputs = build.packages();
+            if !outputs.is_empty() {
+                let tree = made.out().map(show).unwrap_or_default();
+                bases.push(planner.derivation(Recipe {
+                    name: format!("{}-{}", base.name, base.version),
+                    builder: "builtin:freebsd-base",
+                    outputs,
+                    drvs: vec![(made, vec!["out"])],
+                    sources: BTreeSet::from([cut.clone()]),
+                    env: vec![("cut", show(&cut)), ("tree", tree)],
+                    ..Recipe::default()
+                })?);
+            }
         }
-        let items = planner.text("freebsd-pkg-items.scm".into(), canon::print(&items).into_bytes(), BTreeSet::new())?;
-        env.push(("items", show(&items)));
-        env.push(("pkgs", archives.iter().map(|(_, path)| show(path)).collect::<Vec<_>>().join(" ")));
-        inputs.insert(items);
-        inputs.extend(archives.iter().filter(|(drv, _)| drv.is_none()).map(|(_, path)| path.clone()));
-    } else if base.kind == "local-tree" {
-        let tree = sources.tree.clone().ok_or(PlanError::Source { what: "base.path" })?;
-        env.push(("tree", show(&tree)));
-        inputs.insert(tree);
+        bases
     } else {
-        env.push(("sets", archives.iter().map(|(_, path)| show(path)).collect::<Vec<_>>().join(" ")));
-        inputs.extend(archives.iter().filter(|(drv, _)| drv.is_none()).map(|(_, path)| path.clone()));
-    }
-    let base = planner.derivation(Recipe {
-        name: format!("{}-{}", base.name, base.version),
-        builder: "builtin:freebsd-base",
-        outputs: NAMES.to_vec(),
-        drvs: archives.iter().filter_map(|(drv, _)| Some((drv.as_ref()?, vec!["out"]))).collect(),
-        sources: inputs,
-        env,
-        fixed: None,
-    })?;
+        vec![planner.ready_base(base, sources, cut, &mut files)?]
+    };
 
     // The system.
     let wanted: BTreeSet<&str> =
         [&system.kernel, &system.bootloader].into_iter().chain(&system.base_packages).map(String::as_str).collect();
-    let packages: BTreeMap<String, StorePath> =
-        base.outputs.iter().filter(|(name, _)| wanted.contains(name.as_str())).map(|(name, path)| (name.clone(), path.clone())).collect();
+    let packages: BTreeMap<String, StorePath> = bases
+        .iter()
+        .flat_map(|base| &base.outputs)
+        .filter(|(name, _)| wanted.contains(name.as_str()))
+        .map(|(name, path)| (name.clone(), path.clone()))
+        .collect();
     let local: BTreeSet<StorePath> = [&sources.shepherd, &sources.fruixd, &sources.client].into_iter().flatten().cloned().collect();
     let description = canon::print(&essential(system, sources, dir)?);
     let description = planner.text("freebsd-system.scm".into(), description.into_bytes(), local.clone())?;
@@ -530,26 +706,30 @@ pub fn plan(system: &OperatingSystem, sources: &Sources, dir: &StoreDir, platfor
         env
     };
     let inputs: BTreeSet<StorePath> = local.into_iter().chain([description.clone()]).collect();
-    let names: Vec<&str> = packages.keys().map(String::as_str).collect();
+    let taken: Vec<(&Planned, Vec<&str>)> = bases
+        .iter()
+        .map(|base| (base, base.outputs.keys().filter(|name| packages.contains_key(*name)).map(String::as_str).collect::<Vec<_>>()))
+        .filter(|(_, names)| !names.is_empty())
+        .collect();
     let host = &system.host_name;
     let closure = planner.derivation(Recipe {
         name: format!("fruix-system-{host}"),
         builder: "builtin:freebsd-system",
         outputs: vec!["out"],
-        drvs: [(&base, names.clone())].into_iter().chain(profile.as_ref().map(|drv| (drv, vec!["out"]))).collect(),
+        drvs: taken.iter().cloned().chain(profile.as_ref().map(|drv| (drv, vec!["out"]))).collect(),
         sources: inputs.clone(),
         env: common(&[]),
-        fixed: None,
+        ..Recipe::default()
     })?;
     let closure_path = closure.out().map(show).unwrap_or_default();
     let rootfs = planner.derivation(Recipe {
         name: format!("fruix-rootfs-{host}"),
         builder: "builtin:freebsd-rootfs",
         outputs: vec!["out"],
-        drvs: [(&base, names), (&closure, vec!["out"])].into_iter().chain(profile.as_ref().map(|drv| (drv, vec!["out"]))).collect(),
+        drvs: taken.into_iter().chain([(&closure, vec!["out"])]).chain(profile.as_ref().map(|drv| (drv, vec!["out"]))).collect(),
         sources: inputs,
         env: common(&[("exportReferencesGraph", format!("graph {closure_path}")), ("closure", closure_path)]),
-        fixed: None,
+        ..Recipe::default()
     })?;
     let settings = planner.text("freebsd-image.scm".into(), canon::print(&system.image).into_bytes(), BTreeSet::new())?;
     let extension = &system.image.format;
@@ -560,7 +740,7 @@ pub fn plan(system: &OperatingSystem, sources: &Sources, dir: &StoreDir, platfor
         drvs: vec![(&rootfs, vec!["out"])],
         sources: BTreeSet::from([settings.clone()]),
         env: vec![("configuration", show(&settings)), ("rootfs", rootfs.out().map(show).unwrap_or_default())],
-        fixed: None,
+        ..Recipe::default()
     })?;
-    Ok(Plan { texts: planner.texts, base, packages, profile, files, system: closure, rootfs, image })
+    Ok(Plan { texts: planner.texts, bases, native, packages, profile, files, system: closure, rootfs, image })
 }

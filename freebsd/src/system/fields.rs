@@ -161,6 +161,8 @@ pub enum Check {
     PkgVersion,
     /// The place of one in its repository.
     PkgPath,
+    /// An option of src.conf(5).
+    BuildOption,
 }
 
 impl Check {
@@ -236,6 +238,13 @@ impl Check {
             Check::PkgPath => (
                 text.len() < 1024 && text.split('/').all(|part| pkg_word(part, "._+-,~@=:") && part != "." && part != ".."),
                 "write a place below the repository's URL, such as All/bash-5.3.3.pkg".into(),
+            ),
+            Check::BuildOption => (
+                ["WITH_", "WITHOUT_"]
+                    .iter()
+                    .filter_map(|start| text.strip_prefix(start))
+                    .any(|name| !name.is_empty() && name.chars().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_')),
+                "write WITH_ or WITHOUT_ and a name of src.conf(5), such as WITHOUT_GAMES".into(),
             ),
         };
         let shown: String = text.chars().take(60).map(|c| if c.is_control() { '?' } else { c }).collect();

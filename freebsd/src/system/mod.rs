@@ -12,6 +12,7 @@
 //! | [`base`] | a base as a tree, and cutting it |
 //! | [`sets`] | FreeBSD's archives |
 //! | [`source`] | FreeBSD's sources |
+//! | [`native`] | FreeBSD built from its sources |
 //! | [`pkg`] | FreeBSD's packages: repositories, catalogues, archives |
 //! | [`accounts`] | users and groups |
 //! | [`capabilities`] | the database of login.conf |
@@ -39,6 +40,7 @@ pub mod generation;
 pub mod installed;
 pub mod machine;
 pub mod model;
+pub mod native;
 pub mod needs;
 pub mod packages;
 pub mod pkg;

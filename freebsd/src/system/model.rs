@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::fields::{Check, Missing, parts, size};
+use super::native::{self, FreebsdBuild};
 use super::packages;
 use super::pkg::{Circles, PkgRepository};
 use super::source::FreebsdSource;
@@ -69,8 +70,8 @@ parts! {
         pub name = "name": String, Missing::Text("freebsd"), Check::Word;
         /// Its version, such as 15.1-RELEASE.
         pub version = "version": String, Missing::Required, Check::Word;
-        /// `local-tree`: a directory as `make installworld installkernel distribution` leaves it. `freebsd-sets`: archives such as base.txz and kernel.txz. `pkgbase`: packages of a repository such as FreeBSD-base.
-        pub kind = "kind": String, Missing::Required, Check::OneOf(&["local-tree", "freebsd-sets", "pkgbase"]);
+        /// `local-tree`: a directory as `make installworld installkernel distribution` leaves it. `freebsd-sets`: archives such as base.txz and kernel.txz. `pkgbase`: packages of a repository such as FreeBSD-base. `source`: built from its source.
+        pub kind = "kind": String, Missing::Required, Check::OneOf(&["local-tree", "freebsd-sets", PKGBASE, native::SOURCE]);
         /// The directory of a local-tree, relative to the file.
         pub path = "path": Option<String>, Missing::Absent, Check::LocalPath;
         /// The mtree that has owners, modes and flags, relative to the directory. Without such a file everything is root's, with the modes that it has.
@@ -79,8 +80,10 @@ parts! {
         pub sets = "sets": Vec<FreebsdSet>, Missing::Empty, Check::Any;
         /// The repository of pkgbase, and the packages of it that the base is made of.
         pub repository = "repository": Option<PkgRepository>, Missing::Absent, Check::Any;
-        /// The source that it was built from. It is recorded in the system, and neither fetched nor looked at.
+        /// The source that it is built from. With another kind it is recorded in the system, and neither fetched nor looked at.
         pub source = "source": Option<FreebsdSource>, Missing::Absent, Check::Any;
+        /// How it is built from its source.
+        pub build = "build": Option<FreebsdBuild>, Missing::Absent, Check::Any;
     }
 
     /// An archive of FreeBSD: a tar, plain or compressed with xz.
@@ -329,6 +332,7 @@ impl OperatingSystem {
 
     fn base_problems(&self, found: &mut Vec<Problem>) {
         let base = &self.base;
+        native::problems(base, found);
         match base.kind.as_str() {
             "local-tree" if base.path.is_none() => {
                 found.push(Problem::new("base.path", "is missing for a local-tree", "name the directory with the built FreeBSD"));
@@ -620,7 +624,8 @@ const GENERATED: [&str; 15] = [
 ];
 
 /// `users[2]`: the item at `index`, counted from 1.
-pub(crate) fn item(field: &str, index: usize) -> String {
+#[must_use]
+pub fn item(field: &str, index: usize) -> String {
     format!("{field}[{}]", index.saturating_add(1))
 }
 

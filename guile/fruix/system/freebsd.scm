@@ -251,8 +251,8 @@
        (build (filter-map (match-lambda ((path . #f) path) (_ #f)) sets)
               (filter-map cdr sets)
               `(("sets" . ,(string-join paths " "))))))
-    ;; Their repositories are pinned in a file, which `fruix pkg update' writes.
-    ("pkgbase" (complain 'freebsd-base 'kind "pkgbase is for system files in TOML"))))
+    ;; What these are made of is pinned in a file, which `fruix pkg update' or `fruix source update' writes.
+    ((and kind (or "pkgbase" "source")) (complain 'freebsd-base 'kind (string-append kind " is for system files in TOML")))))
 
 ;; The system with store paths for local files, and those paths.
 (define (essential store system)

@@ -485,30 +485,30 @@ fn fetch(file: &SourceFile, cache: &Cache, url: &str) -> Result<(Option<String>,
     Ok((Some(commit), hash))
 }
 
-async fn verify(site: &Site, file: &SourceFile, cache: &Cache, given: &FileArguments) -> Result<(), Failure> {
-    let dir = &site.store_dir;
-    if let Some(problem) = file.source.unpinned(file.field) {
-        return Err(refuse(&[file.origin.locate(problem)]));
-    }
+/// A source that is in the store.
+pub(super) struct Obtained {
+    plan: SourcePlan,
+    /// What was wrong with the cache, a line each.
+    differences: Vec<String>,
+    was_cached: bool,
+}
+
+/// Brings a source into the store.
+async fn obtain(client: &mut Connection, file: &SourceFile, cache: &Cache, dir: &StoreDir) -> Result<Obtained, Failure> {
     let local = Local::find(file, true)?;
     let plan = plan_source(&file.source, local.store_path(dir)?, dir, PLATFORM)?;
     let mut differences = Vec::new();
-    let pin = file.source.sha256.as_ref().filter(|_| plan.fetch.is_some());
     let mut cached = None;
-    if let Some(pin) = pin {
+    if let Some(pin) = file.source.sha256.as_ref().filter(|_| plan.fetch.is_some()) {
         match cache.find(pin)? {
             Found::Nothing => {}
             Found::Good(path) => cached = Some(path),
             Found::Other(line) => differences.push(line),
         }
     }
-
-    let mut client = site.connect().await?;
-    client.set_log(|text: &BStr| drop(io::stderr().write_all(text)));
-    client.set_options(options(given.quiet)).await?;
     let was_cached = cached.is_some();
-    provide(&mut client, file, &local, cache, &plan, cached).await?;
-    add_texts(&mut client, &plan.texts).await?;
+    provide(client, file, &local, cache, &plan, cached).await?;
+    add_texts(client, &plan.texts).await?;
     for drv in plan.fetch.iter().chain([&plan.source]) {
         let paths = vec![dir.display(&drv.path).into()];
         let built = client.build_paths(ops::BuildPaths { paths, mode: BuildMode::Normal }).await;
@@ -519,6 +519,50 @@ async fn verify(site: &Site, file: &SourceFile, cache: &Cache, given: &FileArgum
         }
         built?;
     }
+    Ok(Obtained { plan, differences, was_cached })
+}
+
+/// The derivation of a source and its tree, from the store, where it is brought when there is a client; without one also from the directory of a
+/// local-tree.
+pub(super) async fn tree(site: &Site, file: &SourceFile, client: Option<&mut Connection>) -> Result<(SourcePlan, Tree), Failure> {
+    if let Some(problem) = file.source.unpinned(file.field) {
+        return Err(refuse(&[file.origin.locate(problem)]));
+    }
+    let dir = &site.store_dir;
+    let cache = Cache::of(site, "freebsd-source");
+    let in_store = |plan: &SourcePlan| plan.source.outputs.get("out").map(|out| Path::new(&dir.display(out)).join(TREE));
+    let Some(client) = client else {
+        let local = Local::find(file, true)?;
+        let plan = plan_source(&file.source, local.store_path(dir)?, dir, PLATFORM)?;
+        return match (local, in_store(&plan)) {
+            (Local::Tree(_, tree, _), _) => Ok((plan, tree)),
+            (_, Some(item)) if item.is_dir() => Ok((plan, source::from_directory(&item)?)),
+            _ => {
+                let problem = "is not in the store yet, and what is made of it depends on what is in it";
+                let remedy = format!("run `fruix source verify {}' first", file.origin.path.display());
+                Err(refuse(&[file.origin.locate(Problem { field: file.field.into(), problem: problem.into(), remedy })]))
+            }
+        };
+    };
+    let Obtained { plan, differences, .. } = obtain(client, file, &cache, dir).await?;
+    for line in differences {
+        eprintln!("fruix: warning: {line}");
+    }
+    let item = in_store(&plan).ok_or("the source has no output")?;
+    let tree = source::from_directory(&item)?;
+    Ok((plan, tree))
+}
+
+async fn verify(site: &Site, file: &SourceFile, cache: &Cache, given: &FileArguments) -> Result<(), Failure> {
+    let dir = &site.store_dir;
+    if let Some(problem) = file.source.unpinned(file.field) {
+        return Err(refuse(&[file.origin.locate(problem)]));
+    }
+    let mut client = site.connect().await?;
+    client.set_log(|text: &BStr| drop(io::stderr().write_all(text)));
+    client.set_options(options(given.quiet)).await?;
+    let Obtained { plan, mut differences, was_cached } = obtain(&mut client, file, cache, dir).await?;
+    let pin = file.source.sha256.as_ref().filter(|_| plan.fetch.is_some());
 
     // What the store has is what it had.
     let out = plan.source.outputs.get("out").ok_or("the source has no output")?;

@@ -8,9 +8,10 @@ use bstr::BStr;
 use fruix_drv::{Hash, HashAlgo, StoreDir, StorePath, path};
 use fruix_freebsd::system::derivations::{PLATFORM, Plan, Planned, Sources, Text, names, plan};
 use fruix_freebsd::system::model::{OperatingSystem, Problem, REPOSITORY};
+use fruix_freebsd::system::native::SOURCE;
 use fruix_freebsd::system::pkg::Locked;
 use fruix_freebsd::system::source::FreebsdSource;
-use fruix_freebsd::system::toml::{Located, MAX_FILE, SystemFile};
+use fruix_freebsd::system::toml::{Located, MAX_FILE, SourceFile, SystemFile};
 use fruix_freebsd::system::{base, disk, needs, packages};
 use fruix_freebsd::tree::Tree;
 use fruix_protocol::client::Client;
@@ -27,6 +28,7 @@ use super::{Failure, Site, print_all, tempfile};
 mod boot;
 mod generations;
 pub(super) mod materialise;
+mod native;
 
 /// Lines for the user that are complete as they are.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +46,14 @@ pub(super) struct SystemArguments {
 enum SystemCommand {
     /// Make the closure: the directory in the store that is the system
     Build(MakeArguments),
+    /// Build the base from its source: the tools of the build, kernel, boot programs and runtime, or only those named
+    Base {
+        #[command(flatten)]
+        make: MakeArguments,
+        /// What to build; what it needs is built too
+        #[arg(long, value_name = "BUILD", value_delimiter = ',', value_parser = ["tools", "kernel", "loader", "runtime"])]
+        only: Vec<String>,
+    },
     /// Make the root file system, at DIR when --rootfs is given
     Rootfs(MakeArguments),
     /// Make the disk image
@@ -116,6 +126,8 @@ enum SystemCommand {
 #[derive(Clone, Debug)]
 enum Action {
     Build,
+    /// These of the base's builds; none for all.
+    Base(Vec<String>),
     Rootfs,
     Image,
     Boot(boot::BootArguments),
@@ -130,6 +142,7 @@ impl Action {
     fn name(&self) -> &'static str {
         match self {
             Action::Build => "build",
+            Action::Base(_) => "base",
             Action::Rootfs => "rootfs",
             Action::Image => "image",
             Action::Boot(_) => "boot",
@@ -139,7 +152,7 @@ impl Action {
     }
 
     fn has_rootfs(&self) -> bool {
-        !matches!(self, Action::Build) && self.machine().is_none()
+        !matches!(self, Action::Build | Action::Base(_)) && self.machine().is_none()
     }
 
     /// The root directory of the machine that is changed.
@@ -390,7 +403,14 @@ pub(super) async fn keeps(client: &mut Connection, path: &StorePath) -> Result<b
     Ok(client.is_valid_path(ops::IsValidPath { path: client.store_dir().display(path).into() }).await?)
 }
 
-pub(super) async fn add_texts(client: &mut Connection, texts: &[Text]) -> Result<(), Failure> {
+async fn connect(site: &Site, quiet: bool) -> Result<Connection, Failure> {
+    let mut client = site.connect().await?;
+    client.set_log(move |text: &BStr| drop(std::io::stderr().write_all(text)));
+    client.set_options(options(quiet)).await?;
+    Ok(client)
+}
+
+pub(super) async fn add_texts(client: &mut Connection, texts: impl IntoIterator<Item = &Text>) -> Result<(), Failure> {
     for text in texts {
         let request = ops::AddTextToStore {
             name: text.name.as_str().into(),
@@ -410,6 +430,7 @@ pub(super) fn options(quiet: bool) -> ops::SetOptions {
 pub(super) async fn run(site: Site, arguments: SystemArguments) -> Result<(), Failure> {
     match arguments.command {
         SystemCommand::Build(arguments) => make(site, Action::Build, arguments).await,
+        SystemCommand::Base { make: arguments, only } => make(site, Action::Base(only), arguments).await,
         SystemCommand::Rootfs(arguments) => make(site, Action::Rootfs, arguments).await,
         SystemCommand::Image(arguments) => make(site, Action::Image, arguments).await,
         SystemCommand::Boot { make: arguments, boot } => make(site, Action::Boot(boot), arguments).await,
@@ -478,13 +499,40 @@ async fn make(mut site: Site, action: Action, arguments: MakeArguments) -> Resul
         }
         paths.push(path);
     }
+    let source_file = match file.system.base.kind.as_str() {
+        SOURCE => Some(SourceFile::parse(&file.origin.path, &read_text(&file.origin.path)?).map_err(|problems| refuse(&problems))?),
+        kind if matches!(action, Action::Base(_)) => {
+            let problem = format!("is {kind}: such a base is not built");
+            let remedy = "write kind = \"source\", with [base.source] and [base.build]".to_owned();
+            return Err(refuse(&[file.origin.locate(Problem { field: "base.kind".into(), problem, remedy })]));
+        }
+        _ => None,
+    };
+    let quiet = arguments.quiet;
+    let mut client = None;
+    // What archives of sources hold is only known in the store.
+    if source_file.is_some() && !arguments.dry_run {
+        client = Some(connect(&site, quiet).await?);
+    }
+    let native = native::prepare(&site, &file, source_file, client.as_mut()).await?;
+    sources.native = native.as_ref().map(|native| native.sources.clone());
     let plan = plan(&file.system, &sources, &dir, &arguments.system)?;
-    let goal = match &action {
-        Action::Build | Action::Deploy(_) | Action::Reconfigure(_) => &plan.system,
-        Action::Rootfs => &plan.rootfs,
-        Action::Image | Action::Boot(_) => &plan.image,
+    let goals: Vec<&Planned> = match &action {
+        Action::Base(only) => plan
+            .native
+            .builds
+            .iter()
+            .filter(|(name, _)| only.is_empty() || only.iter().any(|other| other == *name))
+            .map(|(_, build)| build)
+            .collect(),
+        Action::Build | Action::Deploy(_) | Action::Reconfigure(_) => vec![&plan.system],
+        Action::Rootfs => vec![&plan.rootfs],
+        Action::Image | Action::Boot(_) => vec![&plan.image],
     };
     let mut report = describe(&file, &plan, &dir, &action);
+    if let Some(native) = &native {
+        native::describe(&mut report, &site, &plan, native);
+    }
     // What deploying changes is only known with the closure.
     if arguments.dry_run && action.machine().is_none() {
         report.say("dry_run", "yes");
@@ -493,10 +541,10 @@ async fn make(mut site: Site, action: Action, arguments: MakeArguments) -> Resul
     if let Some(root) = action.machine() {
         generations::check(&site, &generations::Place::new(root, true, false))?;
     }
-    let mut client = site.connect().await?;
-    let quiet = arguments.quiet;
-    client.set_log(move |text: &BStr| drop(std::io::stderr().write_all(text)));
-    client.set_options(options(quiet)).await?;
+    let mut client = match client {
+        Some(client) => client,
+        None => connect(&site, quiet).await?,
+    };
     for (local, path) in locals.iter().zip(&paths) {
         add_local(&mut client, local, path).await?;
     }
@@ -509,9 +557,12 @@ async fn make(mut site: Site, action: Action, arguments: MakeArguments) -> Resul
         refuse(&[file.origin.locate(Problem { field: field.unwrap_or_else(|| REPOSITORY.into()), problem, remedy: remedy.to_owned() })])
     };
     add_files(&mut client, &Cache::of(&site, "freebsd-repository"), &plan.files, wrong).await?;
+    add_texts(&mut client, native.iter().flat_map(|native| &native.texts)).await?;
     add_texts(&mut client, &plan.texts).await?;
     let mode = if arguments.check { BuildMode::Check } else { BuildMode::Normal };
-    if let Err(error) = client.build_paths(ops::BuildPaths { paths: vec![dir.display(&goal.path).into()], mode }).await {
+    if let Err(error) =
+        client.build_paths(ops::BuildPaths { paths: goals.iter().map(|goal| dir.display(&goal.path).into()).collect(), mode }).await
+    {
         // What archives hold is only known when they are unpacked, and how much is in the root when that is made: then the line can be named of
         // what a builder refused.
         if let Some(base) = unpacked(&plan, &dir) {

@@ -27,12 +27,13 @@
     (freebsd-base
      (name text (is "freebsd") #f)
      (version text required #f)
-     (kind text required (one-of "local-tree" "freebsd-sets" "pkgbase"))
+     (kind text required (one-of "local-tree" "freebsd-sets" "pkgbase" "source"))
      (path text (is #f) #f)
      (manifest text (is "METALOG") #f)
      (sets (parts freebsd-set) (is ()) #f)
      (repository (part pkg-repository) (is #f) #f)
-     (source (part freebsd-source) (is #f) #f))
+     (source (part freebsd-source) (is #f) #f)
+     (build (part freebsd-build) (is #f) #f))
     (freebsd-set
      (url text (is #f) #f)
      (path text (is #f) #f)
@@ -53,6 +54,13 @@
      (ref text (is #f) #f)
      (commit text (is #f) #f)
      (sha256 text (is #f) #f))
+    (freebsd-build
+     (toolchain text required #f)
+     (toolchain-system text (is "x86_64-linux") (one-of "x86_64-linux" "x86_64-freebsd"))
+     (kernel-config text (is "GENERIC") #f)
+     (kernel-modules texts (is ("all")) #f)
+     (options texts (is ()) #f)
+     (patches texts (is ()) #f))
     (user
      (name text required #f)
      (uid number required (range 0 4294967294))
@@ -288,6 +296,7 @@
     ("builtin:freebsd-image" . "2")
     ("builtin:freebsd-source" . "1")
     ("builtin:freebsd-pkg" . "1")
-    ("builtin:freebsd-profile" . "1")))
+    ("builtin:freebsd-profile" . "1")
+    ("builtin:freebsd-source-part" . "1")))
 
 (define %builder-version "builder-version")
