@@ -3,7 +3,8 @@
 #
 # A machine that was made of the first system and is deployed the second one has just what a machine has that is made of the second, and the other way
 # round.  What somebody changed meanwhile stays.  A deployment that is killed leaves one of the two current, and the next one ends it.  Of systems that a
-# machine can leave by itself the links and files are looked at that the loader, process 1 and rc(8) go by; these run in machine.sh.
+# machine can leave by itself the links and files are looked at that the loader, process 1 and rc(8) go by; these run in machine.sh.  A system that a machine's
+# store does not have comes from elsewhere.
 set -euo pipefail
 file=$1 out=$2
 shift 2
@@ -227,6 +228,74 @@ for turn in 3 4; do
   run settle --ready --root="$m" || fail "cut off: $(tail -n 1 "$out/log")"
   is "$m" "$turn"
 done
+
+# A machine whose store does not have the system gets it from a directory, an archive, a pipe, or another machine; what was damaged on the way is refused.
+run export --to="$out/cache" "$(closure 2)" || fail "no export to a directory: $(tail -n 1 "$out/log")"
+grep -q '^StoreDir: /frx/store$' "$out/cache/nix-cache-info" || fail "an export does not say of which store it is"
+written=$(find "$out/cache" -printf '%p %T@ %i\n' | sort | md5sum)
+run export --to="$out/cache" "$(closure 2)" || fail "no second export to a directory"
+[ "$(find "$out/cache" -printf '%p %T@ %i\n' | sort | md5sum)" = "$written" ] || fail "a second export writes again"
+run export "$(closure 2)" || fail "no export as an archive: $(tail -n 1 "$out/log")"
+mv "$out/said" "$out/closure.tar"
+# Another machine, as far as fruix sees it.
+mkdir "$out/bin"
+cat >"$out/bin/ssh" <<END
+#!/bin/sh
+[ "\$1|\$2|\$3" = "--|root@elsewhere|fruix system export '$(closure 2)'" ] || exit 9
+cat "$out/closure.tar"
+END
+chmod 755 "$out/bin/ssh"
+# there [--as=UID] WORD...: fruix system on the machine, whose store is its own.
+there() {
+  # shellcheck disable=SC2016 # for the inner shell
+  unshare --mount --propagation private bash -c 'mount --bind "$1" /frx && shift && exec "$@"' there "$m/frx" "${client[@]:0:${#client[@]}-1}" \
+    "PATH=$out/bin:/usr/bin:/bin" "${client[-1]}" system "$@" --root="$m" >"$out/said" 2>"$out/errors"
+}
+fresh() {
+  rm -rf "$m"
+  cp -a "$out/root1" "$m"
+}
+refused() { # WHAT FROM: nothing comes of it, and it is said in one line
+  fresh
+  ! there switch-generation --from="$2" "$(closure 2)" <"${3:-/dev/null}" || fail "taken: $1"
+  grep -q "$1" "$out/errors" || fail "instead of $1: $(cat "$out/errors")"
+  is "$m" 1
+}
+for from in "$out/cache" "$out/closure.tar" - ssh://root@elsewhere; do
+  fresh
+  there switch-generation --from="$from" "$(closure 2)" <"$out/closure.tar" || fail "nothing comes from $from: $(cat "$out/errors")"
+  is "$m" 2
+  [ -z "$(find "$m/frx/store" -maxdepth 1 -name '*staging*' -print -quit)" ] || fail "from $from: something is left"
+  there switch-generation --from="$from" "$(closure 2)" <"$out/closure.tar" || fail "nothing comes from $from again: $(cat "$out/errors")"
+  ! grep -q 'new paths' "$out/errors" || fail "from $from: what is there comes again"
+done
+there rollback || fail "no way back from a system that came: $(cat "$out/errors")"
+is "$m" 1
+refused 'is no ssh://' ssh://-oProxyCommand=x
+refused 'failed there' ssh://root@nowhere
+refused 'No such file' "$out/nothing"
+refused 'this is nothing that' "$out/log"
+head -c 30000 "$out/closure.tar" >"$out/short.tar"
+refused 'failed\|ends\|unexpected\|EOF\|cut off\|truncated' "$out/short.tar"
+refused 'failed\|ends\|unexpected\|EOF\|cut off\|truncated' - "$out/short.tar"
+info=$(cd "$out/cache" && basename "$(closure 2)" | sed 's/-.*/.narinfo/')
+archive=$out/cache/nar/$(basename "$(closure 2)").nar
+damaged() { # WHAT FILE SED
+  cp "$2" "$out/whole"
+  sed -i "$3" "$2"
+  ! cmp -s "$2" "$out/whole" || fail "nothing damaged: $3"
+  refused "$1" "$out/cache"
+  cp "$out/whole" "$2"
+}
+damaged 'has hash' "$archive" '0,/second/s//sekond/'
+damaged 'has hash\|size' "$out/cache/$info" 's/^NarSize: ./NarSize: 9/'
+damaged "\`NarHash' is wrong" "$out/cache/$info" 's/^NarHash: sha256:/NarHash: sha256:e/'
+damaged 'is of another path' "$out/cache/$info" 's|^StorePath: /frx/store/.|StorePath: /frx/store/z|'
+damaged 'is elsewhere' "$out/cache/$info" 's|^URL: |URL: ../|'
+damaged 'is compressed' "$out/cache/$info" 's|^Compression: none|Compression: zstd|'
+damaged "of \`/gnu/store'" "$out/cache/nix-cache-info" 's|/frx/store|/gnu/store|'
+rm "$archive"
+refused 'No such file' "$out/cache"
 
 # Killed at any moment of the time that it takes.
 turns=${FRUIX_DEPLOYMENTS:-12} killed=0

@@ -44,6 +44,7 @@ pub mod base32;
 pub mod derivation;
 pub mod hash;
 pub mod modulo;
+pub mod narinfo;
 pub mod path;
 pub mod store_path;
 

@@ -168,6 +168,33 @@ impl Store {
         }
     }
 
+    /// Adds the path of `info` with its references, from another store: what is in the archive that `source` gives. Returns whether it was not there yet;
+    /// if it was, `source` is not read. Whoever calls this has to trust whoever says that this is what such a path has.
+    ///
+    /// # Errors
+    /// [`Error::NotValid`] for a reference that is not here, [`Error::OtherArchive`] when the archive has another hash or size than `info` says; nothing is
+    /// added then. [`Error::Nar`], [`Error::Io`], and for derivations those of [`Store::check_outputs`].
+    pub fn add_from_elsewhere(&self, roots: &TempRoots, info: &PathInfo, source: &mut dyn Read) -> Result<bool> {
+        for reference in info.references.iter().filter(|reference| **reference != info.path) {
+            if !self.hold(roots, reference)? {
+                return Err(self.not_valid(reference));
+            }
+        }
+        if self.hold(roots, &info.path)? {
+            return Ok(false);
+        }
+        let staged = self.inner.staging.reserve("add");
+        let mut hashing = Hashing::new(source, &[HashAlgo::Sha256]);
+        restore_at(&mut Reader::new(&mut hashing), &staged.place())?;
+        let hashes = self.finished(hashing, HashAlgo::Sha256)?;
+        if (hashes.nar, hashes.nar_size) != (info.nar_hash, info.nar_size) {
+            let (expected, found) = (info.nar_hash.to_string(), hashes.nar.to_string());
+            return Err(Error::OtherArchive { path: self.print(&info.path), expected, found });
+        }
+        self.publish(info.clone(), &staged, |_| Ok(()))?;
+        Ok(true)
+    }
+
     fn finished(&self, hashing: Hashing<'_>, algo: HashAlgo) -> Result<Hashes> {
         hashing.finish(algo).map_err(Error::io("hashing", self.store_dir().as_str()))
     }

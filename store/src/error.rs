@@ -215,6 +215,17 @@ pub enum Error {
         source: fruix_protocol::nar::Error,
     },
 
+    /// What came from another store is not what it says; nothing was added.
+    #[error("the archive of path `{path}' has hash `{found}', and `{expected}' was promised (or its size differs); fetch it again")]
+    OtherArchive {
+        /// The path, printed.
+        path: String,
+        /// The hash that was promised.
+        expected: String,
+        /// That of what came.
+        found: String,
+    },
+
     /// A socket, FIFO or device is where only files, directories and symbolic links may be.
     #[error("file `{}' has an unsupported type", path.display())]
     UnsupportedType {

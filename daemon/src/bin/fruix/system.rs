@@ -26,6 +26,7 @@ use super::source::Cache;
 use super::{Failure, Site, print_all, tempfile};
 
 mod boot;
+mod closures;
 mod generations;
 pub(super) mod materialise;
 mod native;
@@ -96,8 +97,21 @@ enum SystemCommand {
         /// Which one
         #[arg(value_name = "GENERATION", allow_hyphen_values = true)]
         generation: String,
+        /// Bring the closure GENERATION into this store first: from a directory or an archive that `export' wrote, - for standard input, or from
+        /// another machine, ssh://[USER@]HOST. Nothing of it is signed: say only what you trust
+        #[arg(long, value_name = "FROM")]
+        from: Option<closures::From>,
         #[command(flatten)]
         place: generations::Place,
+    },
+    /// Write closures with all they need, for `switch-generation --from' of another machine: an archive to standard output, or to DIR
+    Export {
+        /// A system, such as /run/current-system, or any path in the store
+        #[arg(value_name = "CLOSURE", required = true)]
+        paths: Vec<PathBuf>,
+        /// Write files to DIR, as binary caches have them; what is there already stays
+        #[arg(long, value_name = "DIR")]
+        to: Option<PathBuf>,
     },
     /// List the generations
     ListGenerations(generations::Place),
@@ -438,7 +452,15 @@ pub(super) async fn run(site: Site, arguments: SystemArguments) -> Result<(), Fa
         SystemCommand::Reconfigure { make: arguments, reboot } => make(site, Action::Reconfigure(reboot), arguments).await,
         SystemCommand::Settle { ready, place } => generations::settle(&site, &place, ready),
         SystemCommand::Rollback(place) => generations::rollback(&site, &place),
-        SystemCommand::SwitchGeneration { generation, place } => generations::switch(&site, &place, &generation),
+        SystemCommand::SwitchGeneration { generation, from, place } => {
+            // Nobody collects what has come before it is a generation.
+            let _arrived = match &from {
+                Some(from) => Some(closures::bring(&site, from, &site.store_path(Path::new(&generation))?)?),
+                None => None,
+            };
+            generations::switch(&site, &place, &generation)
+        }
+        SystemCommand::Export { paths, to } => closures::export(&site, &paths, to.as_deref()).await,
         SystemCommand::ListGenerations(place) => generations::list(&site, &place),
         SystemCommand::DeleteGenerations { generations, place } => generations::delete(&site, &place, &generations),
         SystemCommand::Diff { old, new, place } => generations::diff(&site, &place, old.as_deref(), new.as_deref()),
