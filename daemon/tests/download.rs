@@ -527,6 +527,7 @@ fn hostile_derivations_are_refused() {
             "freebsd-profile",
             "freebsd-rootfs",
             "freebsd-source",
+            "freebsd-source-part",
             "freebsd-system",
             "git-download"
         ]
