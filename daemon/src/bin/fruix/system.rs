@@ -98,7 +98,7 @@ enum SystemCommand {
         #[arg(value_name = "GENERATION", allow_hyphen_values = true)]
         generation: String,
         /// Bring the closure GENERATION into this store first: from a directory or an archive that `export' wrote, - for standard input, or from
-        /// another machine, ssh://[USER@]HOST. Nothing of it is signed: say only what you trust
+        /// another machine, ssh://USER@HOST. Nothing of it is signed: say only what you trust
         #[arg(long, value_name = "FROM")]
         from: Option<closures::From>,
         #[command(flatten)]
